@@ -1,0 +1,36 @@
+"""What the algorithms on pairs share. B pairs; everything is in data-set order until `in_order`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from safe_rlhf_v.types import PairBatch, Responses
+
+
+def in_order(values: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 2) values as (those of the preferred response, those of the other), each (B,). preferred: (B,) 0 or 1."""
+    index = preferred.long()[:, None]
+    return values.gather(1, index).squeeze(1), values.gather(1, 1 - index).squeeze(1)
+
+
+def _tokens(responses: Responses, row: int) -> list[int]:
+    return responses.ids[row][responses.mask[row].bool()].tolist()  # type: ignore[no-any-return]
+
+
+def refuse_identical(batch: PairBatch) -> None:
+    """Raises ValueError naming the pairs whose two responses are the same tokens: no score can rank them."""
+    first, second = batch.responses
+    rows = [i for i in range(len(batch)) if _tokens(first, i) == _tokens(second, i)]
+    if rows:
+        raise ValueError(f"pairs {rows} of the batch hold the same response twice; drop them when loading")
+
+
+def refuse_contradictory(batch: PairBatch) -> None:
+    """Raises ValueError naming the pairs whose safer response has the lower harmless_rate."""
+    safer, other = in_order(batch.harmless_rate, batch.safer)
+    rows = (safer < other).nonzero().flatten().tolist()
+    if rows:
+        raise ValueError(
+            f"pairs {rows} of the batch call the response with the lower harmless_rate safer; "
+            "drop them when loading, or set allow_contradictory"
+        )

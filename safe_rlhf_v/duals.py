@@ -1,0 +1,149 @@
+"""Rules for the Lagrange multiplier: pure steps on small states. violation > 0 raises the multiplier.
+
+Each is plain gradient ascent on a scalar. Never an adaptive optimiser: Adam divides the gradient by its own size, so
+every step would be as large as any other, however small the violation.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+
+class State(Protocol):
+    """What a rule carries from step to step; `value` is the multiplier."""
+
+    @property
+    def value(self) -> float: ...
+
+
+class Dual(Protocol):
+    """A rule for the multiplier."""
+
+    def init(self) -> Any: ...
+
+    def step(self, state: Any, violation: float) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarState:
+    """The multiplier and nothing else."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class PIDState:
+    """Multiplier, integral term, smoothed violation, and the last `delay` smoothed violations, oldest first."""
+
+    value: float
+    integral: float
+    smoothed: float
+    history: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "history", tuple(self.history))
+
+
+def to_json(state: Any) -> dict[str, Any]:
+    """A state as plain JSON values."""
+    return asdict(state)
+
+
+def from_json(dual: Dual, data: Mapping[str, Any]) -> Any:
+    """The state that `to_json` wrote, for the same rule. Raises TypeError when the fields are another rule's."""
+    return type(dual.init())(**data)
+
+
+def _check_violation(violation: float) -> float:
+    if not math.isfinite(violation):
+        raise ValueError(f"violation is {violation}; the costs it was taken from are not finite")
+    return float(violation)
+
+
+def _check_bounds(name: str, lowest: float, initial: float, maximum: float) -> None:
+    if not lowest <= initial <= maximum:
+        raise ValueError(f"{name}: initial {initial} is outside {lowest}..maximum {maximum}")
+
+
+@dataclass(frozen=True, slots=True)
+class LogDual:
+    """log lam <- log lam + lr * violation * lam, at most log maximum. Defaults: arXiv 2503.17682 [code].
+
+    Text Safe RLHF (arXiv 2310.12773): initial 1, maximum 5. The multiplier stays above 0, and moves ever more slowly
+    as it falls.
+    """
+
+    lr: float = 0.1
+    initial: float = 10.0
+    maximum: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_bounds("LogDual", sys.float_info.min, self.initial, self.maximum)
+
+    def init(self) -> ScalarState:
+        return ScalarState(self.initial)
+
+    def step(self, state: ScalarState, violation: float) -> ScalarState:
+        exponent = self.lr * _check_violation(violation) * state.value
+        if exponent >= math.log(self.maximum / state.value):
+            return ScalarState(self.maximum)
+        return ScalarState(max(state.value * math.exp(exponent), sys.float_info.min))
+
+
+@dataclass(frozen=True, slots=True)
+class AdditiveDual:
+    """lam <- clip(lam + lr * violation, 0, maximum): the equation printed in arXiv 2503.17682 [paper].
+
+    With lr 0 the multiplier is fixed, which is reward shaping, R - lam C.
+    """
+
+    lr: float = 0.1
+    initial: float = 10.0
+    maximum: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_bounds("AdditiveDual", 0.0, self.initial, self.maximum)
+
+    def init(self) -> ScalarState:
+        return ScalarState(self.initial)
+
+    def step(self, state: ScalarState, violation: float) -> ScalarState:
+        return ScalarState(min(max(state.value + self.lr * _check_violation(violation), 0.0), self.maximum))
+
+
+@dataclass(frozen=True, slots=True)
+class PIDDual:
+    """A PID controller on the violation D, arXiv 2007.03964 algorithm 2; gains and smoothing from its code [code].
+
+    I <- [I + ki D]_+;  P <- ema(D);  Dr = [ema(D) - ema(D) `delay` steps ago]_+;  lam = [kp P + I + kd Dr]_+, at most
+    maximum. The derivative is taken of D instead of the cost: they differ by the threshold, which is constant.
+    """
+
+    kp: float = 0.1
+    ki: float = 0.01
+    kd: float = 0.01
+    delay: int = 10
+    smoothing: float = 0.95
+    initial: float = 0.001
+    maximum: float = 100.0
+
+    def __post_init__(self) -> None:
+        _check_bounds("PIDDual", 0.0, self.initial, self.maximum)
+        if self.delay < 1 or not 0.0 <= self.smoothing < 1.0:
+            raise ValueError(f"PIDDual: delay {self.delay} must be at least 1 and smoothing {self.smoothing} in 0..1")
+
+    def init(self) -> PIDState:
+        return PIDState(self.initial, self.initial, 0.0, (0.0,))
+
+    def step(self, state: PIDState, violation: float) -> PIDState:
+        delta = _check_violation(violation)
+        integral = max(0.0, state.integral + self.ki * delta)
+        smoothed = self.smoothing * state.smoothed + (1 - self.smoothing) * delta
+        derivative = max(0.0, smoothed - state.history[0])
+        value = max(0.0, self.kp * smoothed + integral + self.kd * derivative)
+        history = (*state.history, smoothed)[-self.delay :]
+        return PIDState(min(value, self.maximum), integral, smoothed, history)

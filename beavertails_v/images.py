@@ -1,0 +1,233 @@
+"""The one door by which an image comes in: read within limits, refuse what is unsafe, strip, hash.
+
+A picture is opened by its content, never by its file extension, and nothing is decoded before its size is known to be
+within `ImageLimits`. What comes out is always RGB, upright (EXIF orientation applied) and free of metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+#: Pillow's image modes that carry an alpha channel.
+_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
+#: Pillow's modes of 16 and 32 bits a pixel, scaled (not clipped) down to 8 bits.
+_DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+
+
+class ImageError(ValueError):
+    """A picture cannot be taken in. The message names where it stands, what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """What a picture may be at most.
+
+    max_bytes: encoded size. max_pixels: width * height, checked before decoding; a decompression bomb dies here.
+    formats: Pillow format names, recognised by content. max_aspect: longer side / shorter side.
+    max_frames: 1 refuses animations, whose later frames nobody downstream would look at.
+    """
+
+    max_bytes: int = 20 * 1024 * 1024
+    max_pixels: int = 40_000_000
+    formats: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+    max_aspect: float = 50.0
+    max_frames: int = 1
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+class Picture:
+    """An encoded image, decoded only when asked. Immutable, hashable by content, picklable, cheap to hold.
+
+    It holds either bytes, or something with a `read()` that gives them (a path, a cell of a parquet file), and then
+    reads afresh every time, so that a list of a million pictures costs no memory.
+    """
+
+    __slots__ = ("_reader", "_sha256", "limits", "where")
+
+    limits: ImageLimits
+    where: str
+
+    def __init__(
+        self, reader: _Reader, *, where: str = "", limits: ImageLimits = DEFAULT_LIMITS, sha256: str | None = None
+    ) -> None:
+        set_ = super().__setattr__
+        set_("_reader", reader)
+        set_("_sha256", sha256)
+        set_("limits", limits)
+        set_("where", where)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Picture is immutable; cannot set {name!r}")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str = "", limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
+        """A picture of these encoded bytes. Nothing is decoded or checked before `load` or `check`."""
+        return cls(_Bytes(bytes(data)), where=where, limits=limits)
+
+    @classmethod
+    def from_path(cls, path: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
+        """A picture in a file, read when needed. Links are the caller's choice here; `picture_below` refuses them."""
+        return cls(_File(str(path)), where=str(path), limits=limits)
+
+    @classmethod
+    def from_pil(cls, image: Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
+        """A picture of an image in memory, encoded as PNG without metadata."""
+        buffer = io.BytesIO()
+        _to_clean_rgb(image).save(buffer, format="PNG")
+        return cls.from_bytes(buffer.getvalue(), limits=limits)
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the encoded bytes."""
+        if self._sha256 is None:  # type: ignore[has-type]
+            object.__setattr__(self, "_sha256", hashlib.sha256(self.encoded()).hexdigest())
+        return self._sha256  # type: ignore[no-any-return, has-type]
+
+    def encoded(self) -> bytes:
+        """The bytes as they came: own format, metadata and all."""
+        return self._reader.read()  # type: ignore[attr-defined, no-any-return]
+
+    def load(self) -> Image.Image:
+        """Decode to an upright RGB image without metadata, alpha flattened onto white.
+
+        Raises ImageError for anything outside the limits, of another format, damaged or truncated.
+        """
+        return self._guarded(lambda image: _to_clean_rgb(image))
+
+    def check(self, *, full: bool = True) -> None:
+        """Raise ImageError if `load` would. full=False looks at the header and the limits only, and misses damage."""
+        self._guarded(_decode_cheaply if full else lambda image: None)
+
+    def clean(self) -> Picture:
+        """The same picture re-encoded as PNG: orientation baked in, metadata gone, and so another sha256."""
+        return Picture.from_pil(self.load(), limits=self.limits)
+
+    def _guarded(self, use: Callable[[Image.Image], Any]) -> Any:
+        data = self.encoded()
+        _check_bytes(data, self.limits, self.where)
+        try:
+            # Pillow meets hostile input here and raises nearly every kind of error; all of them mean the same to us.
+            with Image.open(io.BytesIO(data), formats=self.limits.formats) as image:
+                _check_header(image, self.limits, self.where)
+                return use(image)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError(_explain(error, self.limits, self.where)) from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Picture) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._reader, self.where, self.limits, self._sha256)  # type: ignore[attr-defined, has-type]
+
+    def __repr__(self) -> str:
+        return f"Picture({self.where or self._sha256 or 'in memory'})"  # type: ignore[has-type]
+
+
+def picture_below(folder: Path, name: str, *, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
+    """The picture `name`, a path relative to `folder`. Raises ImageError where it leaves the folder or is a link."""
+    root = folder.resolve()
+    path = root / name
+    if not path.resolve().is_relative_to(root) or Path(name).is_absolute():
+        raise ImageError(f"image {name!r} lies outside {folder}; name a file below the folder of the jsonl file")
+    if any(p.is_symlink() for p in (path, *path.parents) if p != root and p.is_relative_to(root)):
+        raise ImageError(f"image {name!r} is or passes through a link; copy the file into {folder}")
+    if not path.is_file():
+        raise ImageError(f"image {name!r} is not a file below {folder}")
+    return Picture.from_path(path, limits=limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bytes:
+    data: bytes
+
+    def read(self) -> bytes:
+        return self.data
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: str
+
+    def read(self) -> bytes:
+        return Path(self.path).read_bytes()
+
+
+_Reader = Any  # anything picklable with read() -> bytes
+
+
+def _rebuild(reader: _Reader, where: str, limits: ImageLimits, sha256: str | None) -> Picture:
+    return Picture(reader, where=where, limits=limits, sha256=sha256)
+
+
+def _at(where: str) -> str:
+    return f"{where}: " if where else ""
+
+
+def _check_bytes(data: bytes, limits: ImageLimits, where: str) -> None:
+    if not data:
+        raise ImageError(f"{_at(where)}the picture is empty (0 bytes); restore the file or drop the row")
+    if len(data) > limits.max_bytes:
+        raise ImageError(
+            f"{_at(where)}the picture has {len(data):,} bytes, over the limit of {limits.max_bytes:,}; "
+            "shrink it or raise ImageLimits.max_bytes"
+        )
+
+
+def _check_header(image: Image.Image, limits: ImageLimits, where: str) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            f"{_at(where)}the picture has {width}x{height} = {width * height:,} pixels, over the limit of "
+            f"{limits.max_pixels:,}; shrink it or raise ImageLimits.max_pixels"
+        )
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise ImageError(
+            f"{_at(where)}the picture is {width}x{height}, longer than {limits.max_aspect:g}:1; "
+            "crop it or raise ImageLimits.max_aspect"
+        )
+    # MPO is what cameras write as JPEG: the further frames are a depth map or a second eye, which no viewer shows.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > limits.max_frames:
+        raise ImageError(
+            f"{_at(where)}the picture has {frames} frames, over the limit of {limits.max_frames}; "
+            "save the frame you mean or raise ImageLimits.max_frames (only the first is ever used)"
+        )
+
+
+def _decode_cheaply(image: Image.Image) -> None:
+    """Read the whole stream; a JPEG at an eighth of its size, which finds a truncated file as surely."""
+    image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+    image.load()
+
+
+def _to_clean_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _DEEP_MODES:
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+    clean = Image.new("RGB", image.size, "white")
+    clean.paste(image.convert("RGB"), mask=image.getchannel("A") if image.mode == "RGBA" else None)
+    return clean
+
+
+def _explain(error: Exception, limits: ImageLimits, where: str) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"{_at(where)}not a picture of an allowed format ({', '.join(limits.formats)}), going by its content"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"{_at(where)}refused as a decompression bomb: {error}"
+    return f"{_at(where)}the picture is damaged or truncated ({type(error).__name__}: {error}); replace it"

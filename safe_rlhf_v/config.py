@@ -1,0 +1,220 @@
+"""All settings of a run: one YAML file, one section a stage. Unknown keys are errors; `load_settings` reads them.
+
+Argument names are those of transformers and TRL. Defaults are the papers' where a paper gives them: Safe RLHF-V
+(arXiv 2503.17682) and its released code, Safe RLHF (arXiv 2310.12773).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from safe_rlhf_v.config_io import SettingsError, dump_yaml, load, walk
+
+__all__ = ["Settings", "SettingsError", "load_settings", "walk"]
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and wanted is not bool:
+            raise ValueError("true / false is not a value here")
+        return value
+
+
+class LoraSection(Section):
+    """Low-rank adapters on every linear layer of the language model."""
+
+    r: Positive = Field(16, description="Rank of the adapters.")
+    alpha: Rate = Field(32, description="Scale of the adapters; the update is multiplied by alpha / r.")
+    dropout: Share = Field(0.0, description="Dropout on the adapters' input. Above 0 it makes old and new log-probabilities differ.")
+
+
+class ModelSection(Section):
+    path: str = Field("", description="Folder or hub id of a vision-language model in transformers' format.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type of the frozen weights. Weights that are trained whole want float32 (and bf16: true); adapters stay float32."
+    )
+    quantization: Literal["4bit", "8bit"] | None = Field(None, description="bitsandbytes quantization of the frozen backbone; needs adapters.")
+    attn_implementation: str | None = Field(None, description="Attention kernel as in transformers: sdpa, eager, flash_attention_2; null takes its choice.")
+    max_prompt_length: Positive | None = Field(None, description="Prompts with more tokens (image tokens included) are dropped and counted, never cut; null keeps all.")
+    max_response_length: Positive | None = Field(512, description="Responses with more tokens are dropped and counted, never cut; null keeps all.")
+    lora: LoraSection = Field(LoraSection(), description="Adapters, where a stage has use_lora: true.")
+
+
+class DataSection(Section):
+    path: str = Field("", description="Folder in the BeaverTails-V layout (data/<category>/<split>.parquet), a .parquet or .jsonl file, or a hub id.")
+    train_split: str = Field("train", description="Split that is trained on.")
+    evaluation_split: str = Field("evaluation", description="Split that is measured on; never trained on.")
+    categories: list[str] | None = Field(None, description="Only these categories; null takes all.")
+    revision: str | None = Field(None, description="Revision of a hub data set; pin it for a repeatable run.")
+    keep: list[Literal["contradictory", "identical", "empty"]] = Field(
+        default_factory=list, description="Kinds of faulty rows to keep; all others are dropped and reported."
+    )
+    limit: Positive | None = Field(None, description="At most this many training rows; null takes all.")
+    evaluation_limit: Positive | None = Field(None, description="At most this many evaluation rows; null takes all.")
+
+
+class TrainSection(Section):
+    """Arguments shared by the supervised stages; names and meaning as in transformers.TrainingArguments."""
+
+    learning_rate: Rate = Field(3e-5, description="Peak learning rate. [code] 3e-5")
+    num_train_epochs: Rate = Field(3.0, description="Passes over the training data. [code] 3")
+    max_steps: int = Field(-1, ge=-1, description="Stop after this many optimizer steps; -1 goes by num_train_epochs.")
+    per_device_train_batch_size: Positive = Field(4, description="Rows (pairs, for preference models) a device a forward pass. [code] 4")
+    per_device_eval_batch_size: Positive = Field(8, description="Rows a device when measuring.")
+    gradient_accumulation_steps: Positive = Field(1, description="Forward passes an optimizer step.")
+    lr_scheduler_type: str = Field("cosine", description="Schedule as in transformers: constant_with_warmup, cosine, linear, ...")
+    warmup_steps: NonNegative = Field(0.03, description="Warm-up: steps, or below 1 a share of all steps.")
+    weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")
+    max_grad_norm: NonNegative = Field(1.0, description="Gradients are scaled down to this norm; 0 leaves them.")
+    optim: str = Field("adamw_torch", description="Optimizer as in transformers, for example adamw_torch or adamw_bnb_8bit.")
+    bf16: bool = Field(False, description="Compute in bfloat16 over float32 weights.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, a third slower.")
+    freeze_vision: bool = Field(True, description="Do not train the vision tower; each picture is then encoded once a step. [code] true")
+    use_lora: bool = Field(True, description="Train adapters (model.lora) and heads; false trains all weights.")
+    save_steps: Positive = Field(200, description="Write a checkpoint every so many steps.")
+    save_total_limit: Positive = Field(1, description="Checkpoints kept.")
+    logging_steps: Positive = Field(10, description="Write metrics.jsonl every so many steps.")
+    eval_steps: Count = Field(0, description="Measure on the evaluation split every so many steps; 0 only at the end.")
+    report_to: list[str] = Field(default_factory=list, description="Trackers as in transformers, for example [tensorboard].")
+
+
+class SFTSection(TrainSection):
+    learning_rate: Rate = Field(2e-5, description="Peak learning rate. [ours]")
+    use_lora: bool = Field(False, description="Train adapters (model.lora), merged into the saved model; false trains all weights.")
+    responses: Literal["all", "more_helpful", "safer"] = Field("more_helpful", description="Which responses of a pair are imitated.")
+
+
+class RewardSection(TrainSection):
+    lr_scheduler_type: str = Field("constant_with_warmup", description="Schedule as in transformers. [code] constant_with_warmup")
+    regularization: NonNegative = Field(0.001, description="Weight of the mean squared score. [code] 0.001")
+
+
+class CostSection(TrainSection):
+    regularization: NonNegative = Field(0.001, description="Weight of the mean squared score. [code] 0.001")
+    sign_weight: NonNegative = Field(1.0, description="Weight of the term that ties the sign of the cost to safe / unsafe. [code] 1")
+    graded: bool = Field(True, description="Weigh the sign term by the harmless rate in -3..3 (Safe RLHF-V); false uses +1 / -1 (Safe RLHF).")
+
+
+class PPOLagSection(Section):
+    clip: Rate = Field(0.2, description="Clip range of the policy ratio. [code] 0.2")
+    value_clip: Rate = Field(5.0, description="Clip range of the value update. [code] 5")
+    gamma: Share = Field(1.0, description="Discount. [code] 1")
+    lam: Share = Field(0.95, description="GAE lambda. [code] 0.95")
+    token_clamp: Rate = Field(50.0, description="Bound of a token's reward and cost. [code] 50")
+
+
+class GroupLagSection(Section):
+    clip: Rate = Field(0.2, description="Clip range of the policy ratio.")
+    scale: bool = Field(True, description="Divide by the group's standard deviation (GRPO); false only centres (RLOO).")
+
+
+class RePOSection(PPOLagSection):
+    form: Literal["gated", "rectified"] = Field("gated", description="gated: cost enters unsafe samples only; rectified: {c}+ as terminal cost.")
+
+
+class DualSection(Section):
+    """The multiplier lambda >= 0 on the cost."""
+
+    kind: Literal["log", "additive", "pid"] = Field("log", description="log: the released code's update; additive: the paper's equation; pid: PID control.")
+    lr: NonNegative = Field(0.1, description="Step size. [code] 0.1")
+    initial: NonNegative = Field(10.0, description="First multiplier. [code] 10")
+    maximum: Rate = Field(20.0, description="Budget bound: largest multiplier. [code] 20")
+
+
+class PolicySection(Section):
+    """Reward is raised while the mean cost is kept at or under `threshold`."""
+
+    algorithm: Literal["ppo_lag", "group_lag", "repo"] = Field("ppo_lag", description="ppo_lag: Safe RLHF-V's, with two critics; group_lag: no critics; repo: every prompt its own constraint.")
+    ppo_lag: PPOLagSection = Field(PPOLagSection(), description="Used by algorithm: ppo_lag.")
+    group_lag: GroupLagSection = Field(GroupLagSection(), description="Used by algorithm: group_lag.")
+    repo: RePOSection = Field(RePOSection(), description="Used by algorithm: repo.")
+    dual: DualSection = Field(DualSection(), description="How the multiplier moves.")
+    roles: Literal["adapters", "separate"] = Field("adapters", description="adapters: all six roles on one backbone; separate: full models.")
+    reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
+    cost_model: str | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
+    start_model: str | None = Field(None, description="Folder of the policy to start from; null takes <output_dir>/sft, or model.path where there was no SFT.")
+    threshold: float | Literal["auto"] = Field(-0.5, description="Bound d on the mean cost. auto: the mean cost of the training data's safer responses. [code] -0.5")
+    beta: NonNegative = Field(0.02, description="Weight of the KL penalty to the start model. [code] 0.02")
+    max_steps: Positive = Field(1000, description="Rollouts.")
+    per_device_train_batch_size: Positive = Field(4, description="Prompts a rollout a device. [code] 4")
+    num_generations: Positive = Field(1, description="Samples a prompt; group_lag needs at least 2.")
+    num_ppo_epochs: Positive = Field(1, description="Passes over each rollout.")
+    mini_batch_size: Positive = Field(4, description="Samples an optimizer step.")
+    learning_rate: Rate = Field(5e-7, description="Learning rate of the policy. [code] 5e-7 for full weights; adapters want about 1e-5 [ours]")
+    critic_learning_rate: Rate = Field(5e-7, description="Learning rate of both critics. [code] 5e-7")
+    lr_scheduler_type: str = Field("constant", description="Schedule as in transformers.")
+    warmup_steps: NonNegative = Field(0, description="Warm-up steps.")
+    max_grad_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
+    ptx_coeff: NonNegative = Field(0.0, description="Weight of the supervised loss beside the policy loss. [code] 16 with full weights; [ours] 0")
+    max_new_tokens: Positive = Field(512, description="Longest sampled response. [code] 512")
+    temperature: Rate = Field(1.0, description="Sampling temperature of rollouts. [code] 1")
+    save_steps: Positive = Field(50, description="Write a checkpoint every so many rollouts; a killed run resumes from it bit for bit.")
+    save_total_limit: Positive = Field(1, description="Checkpoints kept.")
+    logging_steps: Positive = Field(1, description="Write metrics.jsonl every so many rollouts.")
+    report_to: list[str] = Field(default_factory=list, description="Trackers, for example [tensorboard].")
+
+    @model_validator(mode="after")
+    def _group(self) -> PolicySection:
+        if self.algorithm == "group_lag" and self.num_generations < 2:
+            raise ValueError(f"num_generations must be at least 2 for algorithm group_lag, not {self.num_generations}")
+        return self
+
+
+class GuardSection(TrainSection):
+    """A classifier of queries and responses: safe or not, category, four levels of severity."""
+
+    path: str | None = Field(None, description="Folder of a trained guard to use; null takes <output_dir>/guard.")
+    max_rounds: Positive = Field(5, description="Rounds of filter and regenerate before the guard gives up. [paper] 5")
+
+
+class GenerationSection(Section):
+    max_new_tokens: Positive = Field(512, description="Longest response.")
+    temperature: NonNegative = Field(1.0, description="0 is greedy decoding.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling.")
+    top_k: Count = Field(0, description="Sample among the k likeliest tokens; 0 is off.")
+    batch_size: Positive = Field(8, description="Prompts a forward pass.")
+
+
+class EvaluationSection(Section):
+    samples: Positive = Field(1, description="Responses a prompt.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Level of the intervals.")
+    bootstrap: Positive = Field(2000, description="Resamples of the intervals.")
+
+
+class Settings(Section):
+    output_dir: str = Field("runs/default", description="Everything a run writes goes below this folder.")
+    seed: Count = Field(0, description="Seed of weights, data order and sampling.")
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    sft: SFTSection = SFTSection()
+    reward: RewardSection = RewardSection()
+    cost: CostSection = CostSection()
+    guard: GuardSection = GuardSection()
+    policy: PolicySection = PolicySection()
+    generation: GenerationSection = GenerationSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    def save(self, path: str | Path) -> None:
+        """Write every setting, defaults included, as YAML that `load_settings` reads back to the same settings."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(dump_yaml(self.model_dump(mode="json")))
+
+
+def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from a YAML file (null: the defaults) with `section.key=value` overrides. Raises SettingsError."""
+    return load(Settings, path, overrides)

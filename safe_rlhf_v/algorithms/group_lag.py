@@ -1,0 +1,52 @@
+"""Group-relative constrained optimisation [ours]: GRPO (arXiv 2402.03300) with a Lagrangian, no critics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from safe_rlhf_v.advantages import group_relative
+from safe_rlhf_v.losses import clip_fraction, clipped_surrogate, reference_kl
+from safe_rlhf_v.types import Advantages, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupLag:
+    """A = (Z_r - lam Z_c) / (1 + lam), Z the score standardised within the prompt's group, the same for every token.
+
+    Advantages are combined, not scores: standardising r - lam c would undo the multiplier's scale. The KL to the
+    reference is a penalty in the loss (k3 estimator), beta as in GRPO. scale=False leaves sigma out, as in RLOO.
+    """
+
+    threshold: float = 0.0  # d
+    beta: float = 0.04  # arXiv 2402.03300 section 4.2
+    clip: float = 0.2
+    scale: bool = True
+    window: int = 128
+    delay: int = 1
+    needs_critics: ClassVar[bool] = False
+    value_clip: ClassVar[float] = 0.0  # no critics
+
+    def violation(self, costs: Tensor) -> float:
+        return costs.double().mean().item() - self.threshold
+
+    def advantages(self, rollout: Rollout, multiplier: float) -> Advantages:
+        """Raises ValueError for groups of one: without a second sample there is nothing to compare with."""
+        if rollout.group_size < 2:
+            raise ValueError("GroupLag compares samples of one prompt: set num_generations to at least 2")
+        reward = group_relative(rollout.rewards, rollout.group_size, self.scale)  # (B,)
+        cost = group_relative(rollout.costs, rollout.group_size, self.scale)
+        scalar = (reward - multiplier * cost) / (1 + multiplier)
+        return Advantages(policy=scalar[:, None] * rollout.responses.mask)
+
+    def policy_loss(
+        self, logps: Tensor, rollout: Rollout, advantages: Advantages
+    ) -> tuple[Tensor, dict[str, float]]:
+        mask = rollout.responses.mask
+        args = (logps, rollout.logps, advantages.policy, mask, self.clip)
+        loss = clipped_surrogate(*args)
+        if self.beta:
+            loss = loss + self.beta * reference_kl(logps, rollout.ref_logps, mask)
+        return loss, {"clip_fraction": clip_fraction(*args).item()}

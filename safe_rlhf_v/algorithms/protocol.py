@@ -1,0 +1,45 @@
+"""What the online loop asks of an algorithm. The loop names no algorithm; an algorithm knows no loop."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from safe_rlhf_v.types import Advantages, Rollout
+
+
+class OnlineAlgorithm(Protocol):
+    """B rows, R response length.
+
+    needs_critics: whether the rollout must hold values. value_clip: clip range of the critics' loss.
+    window: how many of the latest costs the violation is taken of; 0 for those of the current rollout alone.
+    delay: rollouts before the multiplier's first step.
+    """
+
+    @property
+    def needs_critics(self) -> bool: ...
+
+    @property
+    def value_clip(self) -> float: ...
+
+    @property
+    def window(self) -> int: ...
+
+    @property
+    def delay(self) -> int: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+    def violation(self, costs: Tensor) -> float:
+        """How far the costs, (n,) of all ranks, stand above the constraint; above 0 it raises the multiplier."""
+        ...
+
+    def advantages(self, rollout: Rollout, multiplier: float) -> Advantages: ...
+
+    def policy_loss(
+        self, logps: Tensor, rollout: Rollout, advantages: Advantages
+    ) -> tuple[Tensor, dict[str, float]]:
+        """logps: (B, R) with gradient. Returns the loss to minimise and what to log."""
+        ...

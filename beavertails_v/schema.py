@@ -38,7 +38,7 @@ class SchemaError(ValueError):
 class Prompt:
     """A question with zero or more pictures.
 
-    category: secondary category name of the taxonomy, or None for a harmless prompt.
+    category: secondary category name of the taxonomy, or None for a harmless prompt (or one the data set gives none).
     severity: harm of the prompt itself; None where the data set does not say.
     meta: columns of the source that the schema does not know, kept as they came.
     """
@@ -64,7 +64,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One answer with its own labels. Rates are None where the data set has none."""
+    """One answer with its own labels. Rates are None where the data set has none.
+
+    category: what the answer itself was labelled with; None where the data set labels the prompt or the pair only.
+    """
 
     text: str
     safe: bool
@@ -111,7 +114,7 @@ class Comparison:
 
     @property
     def contradiction(self) -> str | None:
-        """Why the labels cannot all be true, or None (methods.md, mistake 11)."""
+        """Why the labels cannot all be true, or None (2 of 590 evaluation pairs of BeaverTails-V)."""
         safer, other = self.responses[self.safer], self.responses[1 - self.safer]
         if not safer.safe and other.safe:
             return "the safer response is labelled unsafe while the other is labelled safe"

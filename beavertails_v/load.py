@@ -1,0 +1,293 @@
+"""Load preference data: a hub id, a folder laid out like the hub's, or a single parquet or jsonl file."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, overload
+
+from tqdm import tqdm
+
+from beavertails_v import rows
+from beavertails_v.images import DEFAULT_LIMITS, ImageError, ImageLimits, Picture
+from beavertails_v.locate import locate, require_categories
+from beavertails_v.report import KEEPABLE, Dropped, LoadReport
+from beavertails_v.schema import Comparison, LabelledResponse, Prompt
+from beavertails_v.sources import ColumnMap, SourceError, recognise
+from beavertails_v.store import Part, columns_of, open_part
+from beavertails_v.taxonomy import BENIGN
+
+T = TypeVar("T", Comparison, LabelledResponse)
+CheckImages = Literal["all", "header"]
+#: From this many rows on, pictures are checked on several threads (Pillow lets go of the interpreter lock).
+THREADS_FROM = 2000
+
+
+class _Entry(NamedTuple):
+    """Where a record stands. k: which response of the row, for single responses."""
+
+    part: int
+    row: int
+    pictures: tuple[Picture, ...]
+    k: int = 0
+
+
+class _RecordSet(Sequence[T]):
+    """Records built from their row when asked; what is held is the text columns and where each picture stands."""
+
+    def __init__(self, parts: Sequence[tuple[Part, ColumnMap]], entries: Sequence[_Entry], report: LoadReport) -> None:
+        self._parts = parts
+        self._entries = entries
+        self.report = report
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> _RecordSet[T]: ...
+    def __getitem__(self, index: int | slice) -> T | _RecordSet[T]:
+        if isinstance(index, slice):
+            return self.select(range(len(self))[index])
+        return self._build(self._entries[index])
+
+    def __iter__(self) -> Iterator[T]:
+        return (self._build(entry) for entry in self._entries)
+
+    def select(self, indices: Iterable[int]) -> _RecordSet[T]:
+        """The records at these positions, in this order, repeats allowed; the report stays that of the whole."""
+        return type(self)(self._parts, [self._entries[i] for i in indices], self.report)
+
+    def prompts(self) -> list[Prompt]:
+        """Every prompt once, by id, in order of first appearance."""
+        unique: dict[str, Prompt] = {}
+        for entry in self._entries:
+            part, columns = self._parts[entry.part]
+            prompt = rows.prompt(part.row(entry.row), columns, entry.pictures)
+            unique.setdefault(prompt.id, prompt)
+        return list(unique.values())
+
+    def origin(self, index: int) -> tuple[str, int]:
+        """(file, row from 0) a record came from."""
+        entry = self._entries[index]
+        return self._parts[entry.part][0].path, entry.row
+
+    @abstractmethod
+    def _build(self, entry: _Entry) -> T: ...
+
+
+class ComparisonSet(_RecordSet[Comparison]):
+    """Comparisons of one split, in file order. `.report` says what was left out."""
+
+    def _build(self, entry: _Entry) -> Comparison:
+        part, columns = self._parts[entry.part]
+        return rows.comparison(part.row(entry.row), columns, entry.pictures)
+
+
+class ResponseSet(_RecordSet[LabelledResponse]):
+    """Single labelled responses of one split, in file order. `.report` says what was left out."""
+
+    def _build(self, entry: _Entry) -> LabelledResponse:
+        part, columns = self._parts[entry.part]
+        row = part.row(entry.row)
+        return LabelledResponse(
+            prompt=rows.prompt(row, columns, entry.pictures), response=rows.response(row, columns, entry.k)
+        )
+
+
+def load_comparisons(
+    source: str | Path,
+    split: str = "train",
+    *,
+    categories: Collection[str] | None = None,
+    revision: str | None = None,
+    keep: Collection[str] = (),
+    limits: ImageLimits = DEFAULT_LIMITS,
+    limit: int | None = None,
+    check_images: CheckImages = "all",
+    columns: str | Path | None = None,
+) -> ComparisonSet:
+    """Pairs with two preferences.
+
+    source: a hub id, a folder with data/<category>/<split>.parquet (or itself that `data` folder), a folder with
+    <split>.jsonl, or one parquet or jsonl file. A jsonl line has the field names of BeaverTails-V, `image` (or a list
+    `images`) naming files relative to the jsonl's folder. revision: hub branch, tag or commit. limit: first n rows.
+    keep: of "contradictory", "identical", "empty" (a blank response), what to let in. check_images: "all" decodes
+    every picture once; "header" looks at size and format only, so damage shows when the picture is used.
+    columns: a column map by name or path, where the columns alone do not tell.
+
+    Raises SourceError (nothing there, other columns, the single-response release), TaxonomyError (unknown category).
+    """
+    _require_keep(keep)
+    loader = _Loader("comparisons", source, split, categories, frozenset(keep), limits, limit, check_images)
+    parts, entries, report = loader.load(revision, columns)
+    return ComparisonSet(parts, entries, report)
+
+
+def load_responses(
+    source: str | Path,
+    split: str = "train",
+    *,
+    categories: Collection[str] | None = None,
+    revision: str | None = None,
+    keep: Collection[str] = (),
+    limits: ImageLimits = DEFAULT_LIMITS,
+    limit: int | None = None,
+    check_images: CheckImages = "all",
+    columns: str | Path | None = None,
+) -> ResponseSet:
+    """Single responses with their labels: the single-response release, or pairs unrolled into two rows each.
+
+    Arguments and errors as for `load_comparisons`; the preference columns of pairs are not looked at, and `limit`
+    counts responses.
+    """
+    _require_keep(keep)
+    loader = _Loader("responses", source, split, categories, frozenset(keep), limits, limit, check_images)
+    parts, entries, report = loader.load(revision, columns)
+    return ResponseSet(parts, entries, report)
+
+
+def _require_keep(keep: Collection[str]) -> None:
+    for reason in [keep] if isinstance(keep, str) else keep:
+        if isinstance(keep, str) or reason not in KEEPABLE:
+            raise SourceError(f"option 'keep': {keep!r} is not a list of {', '.join(KEEPABLE)}; nothing else can be kept")
+
+
+class _Loader:
+    """One pass over a split's files."""
+
+    def __init__(
+        self,
+        kind: Literal["comparisons", "responses"],
+        source: str | Path,
+        split: str,
+        categories: Collection[str] | None,
+        keep: frozenset[str],
+        limits: ImageLimits,
+        limit: int | None,
+        check_images: CheckImages,
+    ) -> None:
+        if categories is not None:
+            require_categories(categories)
+        if check_images not in ("all", "header"):
+            raise SourceError(f"option 'check_images': {check_images!r} is neither 'all' nor 'header'")
+        self.kind, self.source, self.split, self.categories = kind, source, split, categories
+        self.keep, self.limits, self.limit, self.check_images = keep, limits, limit, check_images
+        self.report = LoadReport(source=str(source), split=split)
+        self.parts: list[tuple[Part, ColumnMap]] = []
+        self.entries: list[_Entry] = []
+        self.ids_seen: set[str] = set()
+
+    def load(
+        self, revision: str | None, columns: str | Path | None
+    ) -> tuple[list[tuple[Part, ColumnMap]], list[_Entry], LoadReport]:
+        files = locate(self.source, self.split, self.categories, revision)
+        self.report.revision = files.revision
+        for path in files.paths:
+            column_map = ColumnMap.load(columns) if columns else recognise(columns_of(path), str(path))
+            self._require_kind(column_map, path)
+            self.parts.append((open_part(path, column_map.image_column), column_map))
+        total = sum(len(part) for part, _ in self.parts)
+        workers = min(8, os.cpu_count() or 1) if total >= THREADS_FROM else 1
+        with tqdm(total=total, desc=f"Checking {self.split}", unit="row", delay=2) as bar, ThreadPoolExecutor(workers) as pool:
+            run: Callable[..., Iterable[Any]] = pool.map if workers > 1 else map
+            for number, (part, column_map) in enumerate(self.parts):
+                for start, chunk in part.chunks():
+                    if self._full():
+                        break
+                    self._take(number, part, column_map, start, chunk, run)
+                    bar.update(len(chunk))
+        self._finish(total)
+        return self.parts, self.entries, self.report
+
+    def _require_kind(self, column_map: ColumnMap, path: Path) -> None:
+        if self.kind == "comparisons" and column_map.kind == "responses":
+            raise SourceError(
+                f"{path}: this is {column_map.title}, which holds one labelled response a row and no preference. "
+                "Use load_responses for it (guard training), or load saferlhf-v/BeaverTails-V for pairs"
+            )
+
+    def _full(self) -> bool:
+        return self.limit is not None and len(self.entries) >= self.limit
+
+    def _take(
+        self, number: int, part: Part, columns: ColumnMap, start: int, chunk: list[dict[str, Any]], run: Any
+    ) -> None:
+        judged = [self._judge(row, columns) for row in chunk]
+        wanted = [start + i for i, verdict in enumerate(judged) if isinstance(verdict, list) and verdict]
+        pictures = dict(zip(wanted, run(lambda i: _pictures(part, i, self.limits, self.check_images), wanted)))
+        for i, verdict in enumerate(judged, start):
+            if self._full():
+                return
+            if verdict is None:
+                continue
+            if isinstance(verdict, rows.RowError):
+                self._drop(part, i, verdict.reason, str(verdict))
+            elif isinstance(found := pictures.get(i, ()), ImageError):
+                self._drop(part, i, "undecodable", str(found))
+            else:
+                self._admit(number, part, i, verdict, found)
+
+    def _judge(self, row: dict[str, Any], columns: ColumnMap) -> Any:
+        """Faults per record of the row; a RowError; or None for a row of a category not asked for."""
+        if "" in row:
+            return rows.RowError("invalid", row[""])
+        try:
+            if self.categories is not None and (row.get(columns.columns.get("category", "")) or BENIGN) not in self.categories:
+                return None
+            if self.kind == "responses":
+                return [rows.response_faults(r.response) for r in rows.labelled_responses(row, columns, ())]
+            self.ids_seen |= {rows.canonical_id(row.get(columns.columns[name])) for name in ("more_helpful", "safer")}
+            return [rows.comparison_faults(rows.comparison(row, columns, ()))]
+        except rows.RowError as error:
+            return error
+
+    def _admit(
+        self, number: int, part: Part, i: int, faults: list[list[tuple[str, str]]], pictures: tuple[Picture, ...]
+    ) -> None:
+        for k, found in enumerate(faults):
+            if self._full():
+                return
+            refused = [fault for fault in found if fault[0] not in self.keep]
+            if refused:
+                self._drop(part, i, *refused[0])
+                continue
+            self.report.tolerated += [Dropped(file=part.path, row=i, reason=r, detail=d) for r, d in found]
+            self.entries.append(_Entry(number, i, pictures, k))
+
+    def _drop(self, part: Part, row: int, reason: str, detail: str) -> None:
+        self.report.dropped.append(Dropped(file=part.path, row=row, reason=reason, detail=detail))
+
+    def _finish(self, total: int) -> None:
+        self.report.kept = len(self.entries)
+        if self._full():
+            self.report.notes.append(f"stopped at limit={self.limit}; rows after that were not looked at")
+        for _, columns in self.parts:
+            if columns.ids == ("1", "2") and self.ids_seen == {"0", "1"}:
+                raise SourceError(
+                    f"{self.source}: responses are numbered 0 and 1, where {columns.title} has 1 and 2; row 1 would be "
+                    "misread. Add 1 to the ids, or pass columns=<a column map with ids: ['0', '1']>"
+                )
+        if not self.entries and self.limit != 0:
+            raise SourceError(f"{self.source}: no usable row among {total}\n{self.report.summary()}")
+
+
+#: (sha256, limits, depth of check) of pictures found good in this process, so that loading again costs no decoding.
+_GOOD: set[tuple[str, ImageLimits, str]] = set()
+
+
+def _pictures(part: Part, i: int, limits: ImageLimits, check: CheckImages) -> tuple[Picture, ...] | ImageError:
+    try:
+        pictures = part.pictures(i, limits)
+        for picture in pictures:
+            key = (picture.sha256, limits, check)
+            if key not in _GOOD:
+                picture.check(full=check == "all")
+                _GOOD.add(key)
+        return pictures
+    except ImageError as error:
+        return error

@@ -1,0 +1,68 @@
+"""What loading left out, and why: nothing disappears silently."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+#: Why a row may be left out. The first three can be kept on request; the others leave nothing usable.
+KEEPABLE = ("contradictory", "identical", "empty")
+REASONS = (*KEEPABLE, "undecodable", "invalid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """One row left out (or kept in spite). row: position in its file from 0; in a jsonl file, line number minus 1."""
+
+    file: str
+    row: int
+    reason: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row}: {self.reason}: {self.detail}"
+
+
+@dataclass(kw_only=True)
+class LoadReport:
+    """Outcome of loading one split.
+
+    kept: rows in the set. dropped: rows left out. tolerated: rows with a fault that `keep` let in (counted in `kept`).
+    revision: hub commit, where the source came from the hub. notes: anything else worth saying.
+    """
+
+    source: str
+    split: str
+    kept: int = 0
+    dropped: list[Dropped] = field(default_factory=list)
+    tolerated: list[Dropped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    revision: str | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows left out, by reason."""
+        return dict(Counter(d.reason for d in self.dropped))
+
+    def summary(self, examples: int = 3) -> str:
+        """A few lines for a person: what was kept, what was left out, and the first rows of each reason."""
+        lines = [f"{self.source} [{self.split}]: kept {self.kept:,} rows, left out {len(self.dropped):,}"]
+        lines += _tally("left out", self.dropped, examples) + _tally("kept in spite", self.tolerated, examples)
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+    def write(self, path: str | Path) -> None:
+        """Every row left out or kept in spite, one JSON object a line."""
+        rows = [{"kept": False, **asdict(d)} for d in self.dropped] + [{"kept": True, **asdict(d)} for d in self.tolerated]
+        Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _tally(label: str, entries: Iterable[Dropped], examples: int) -> list[str]:
+    entries = list(entries)
+    lines = []
+    for reason, count in Counter(d.reason for d in entries).most_common():
+        lines.append(f"  {label}, {reason}: {count:,}")
+        lines += [f"    {d.file} row {d.row}: {d.detail}" for d in entries if d.reason == reason][:examples]
+    return lines

@@ -1,0 +1,150 @@
+"""One row of a source -> one Comparison or LabelledResponse, by a column map; or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from beavertails_v.images import Picture
+from beavertails_v.schema import Comparison, LabelledResponse, Prompt, Response, SchemaError, Severity
+from beavertails_v.sources import ColumnMap
+from beavertails_v.taxonomy import BENIGN, Taxonomy
+
+Row = Mapping[str, Any]
+
+
+class RowError(ValueError):
+    """A row cannot become a record. reason: one of report.REASONS."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def response_faults(response: Response) -> list[tuple[str, str]]:
+    """(reason, detail) of every fault that leaves the response usable in principle."""
+    return [("empty", "the response is blank")] if not response.text.strip() else []
+
+
+def comparison_faults(pair: Comparison) -> list[tuple[str, str]]:
+    """(reason, detail) of every fault that leaves the pair usable in principle: empty, identical, contradictory."""
+    found = [(reason, f"response {k}: {detail}") for k, r in enumerate(pair.responses, 1) for reason, detail in response_faults(r)]
+    if pair.responses[0].text == pair.responses[1].text:
+        found.append(("identical", "the two responses are the same text"))
+    if why := pair.contradiction:
+        found.append(("contradictory", why))
+    return found
+
+
+def comparison(row: Row, columns: ColumnMap, images: tuple[Picture, ...]) -> Comparison:
+    """Raises RowError where a value is missing, out of range, or contradicts another."""
+    try:
+        return Comparison(
+            prompt=prompt(row, columns, images),
+            responses=(response(row, columns, 0), response(row, columns, 1)),
+            more_helpful=_choice(row, columns.columns["more_helpful"], columns.ids),
+            safer=_choice(row, columns.columns["safer"], columns.ids),
+        )
+    except SchemaError as error:
+        raise RowError("invalid", str(error)) from error
+
+
+def labelled_responses(row: Row, columns: ColumnMap, images: tuple[Picture, ...]) -> list[LabelledResponse]:
+    """Every response of the row with its prompt. Raises RowError as `comparison` does."""
+    try:
+        shared = prompt(row, columns, images)
+        return [LabelledResponse(prompt=shared, response=response(row, columns, k)) for k in range(columns.responses)]
+    except SchemaError as error:
+        raise RowError("invalid", str(error)) from error
+
+
+def prompt(row: Row, columns: ColumnMap, images: tuple[Picture, ...]) -> Prompt:
+    """The question with its pictures; unknown columns go to meta."""
+    text = _text(row, columns.columns["question"])
+    if not text.strip():
+        raise RowError("empty", f"column {columns.columns['question']!r} is blank")
+    severity = _whole(row, columns.columns.get("question_severity"), 0, 3)
+    return Prompt(
+        text=text,
+        images=images,
+        category=_category(row, columns),
+        severity=None if severity is None else Severity(severity),
+        meta={name: value for name, value in row.items() if name not in columns.known},
+    )
+
+
+def response(row: Row, columns: ColumnMap, k: int) -> Response:
+    """The k-th response of the row, from 0."""
+    column = {name: value[k] for name, value in columns.columns.items() if isinstance(value, list)}
+    harmless = _whole(row, column.get("harmless_rate"), -3, 3)
+    severity = _whole(row, column.get("severity"), 0, 3)
+    if harmless is None and severity:
+        harmless = -severity
+    safe = _safe(row, column.get("safe"), columns.safe_words)
+    if safe is None:
+        if harmless is None:
+            raise RowError("invalid", f"response {k + 1} has neither a safe label nor a harmless rate")
+        safe = harmless >= 0
+    source = row.get(column.get("source", ""))
+    return Response(
+        text=_text(row, column["response"]),
+        safe=safe,
+        harmless_rate=harmless,
+        helpful_rate=_whole(row, column.get("helpful_rate"), 0, 3),
+        source=None if source is None else str(source),
+        category=row.get(column.get("response_category", "")) or None,
+    )
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        raise RowError("empty", f"column {column!r} is missing or null")
+    if not isinstance(value, str):
+        raise RowError("invalid", f"column {column!r} is not text but {type(value).__name__}")
+    return value
+
+
+def _category(row: Row, columns: ColumnMap) -> str | None:
+    name = row.get(columns.columns.get("category", ""))
+    if name is None or name == BENIGN:
+        return None
+    if columns.taxonomy:
+        taxonomy = Taxonomy.load(columns.taxonomy)
+        if name not in taxonomy.parents:
+            raise RowError("invalid", taxonomy.unknown(str(name)))
+    return str(name)
+
+
+def canonical_id(value: Any) -> str:
+    """An id as written in a column map: 1, 1.0, '1' and ' 1 ' are all '1'."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def _choice(row: Row, column: str, ids: tuple[str, ...]) -> int:
+    value = row.get(column)
+    if isinstance(value, bool) or canonical_id(value) not in ids:
+        raise RowError("invalid", f"column {column!r} is {value!r}, neither {ids[0]} nor {ids[1]}; a tie cannot be used")
+    return ids.index(canonical_id(value))
+
+
+def _whole(row: Row, column: str | None, low: int, high: int) -> int | None:
+    value = row.get(column) if column else None
+    if value is None or value != value:  # NaN is how a data frame writes a missing number
+        return None
+    text = canonical_id(value)
+    if isinstance(value, bool) or not text.lstrip("-").isdecimal() or not low <= int(text) <= high:
+        raise RowError("invalid", f"column {column!r} is {value!r}, not a whole number in {low}..{high}")
+    return int(text)
+
+
+def _safe(row: Row, column: str | None, words: Mapping[str, bool]) -> bool | None:
+    value = row.get(column) if column else None
+    if value is None or isinstance(value, bool):
+        return value
+    if str(value).strip().lower() not in words:
+        allowed = " nor ".join(repr(word) for word in words)
+        raise RowError("invalid", f"column {column!r} is {value!r}, neither {allowed} nor a boolean")
+    return words[str(value).strip().lower()]

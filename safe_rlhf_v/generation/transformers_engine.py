@@ -1,0 +1,56 @@
+"""Responses through `model.generate` of transformers, in this process, on the training weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from safe_rlhf_v.generation.base import Sampling
+from safe_rlhf_v.models.processing import Encoder, join
+from safe_rlhf_v.types import Inputs, Responses
+
+
+class TransformersEngine:
+    """Uses torch's global generator alone, so a saved generator state gives the same tokens again, bit for bit."""
+
+    def __init__(self, model: Any, encoder: Encoder) -> None:
+        self.model, self.encoder = model, encoder
+        eos = model.generation_config.eos_token_id
+        also = eos if isinstance(eos, list) else [eos]
+        self.eos_ids = sorted({encoder.eos_id} | {int(i) for i in also if i is not None})
+
+    @torch.no_grad()
+    def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
+        """(N * samples, R) responses; R is the longest drawn, at most max_new_tokens.
+
+        The prompt ids used are `inputs.input_ids` exactly. A response cut off at the limit is all True in its mask.
+        """
+        inputs = inputs.repeat(samples).to(self.model.device)
+        was_training = self.model.training
+        self.model.eval()
+        output = self.model.generate(**join(inputs), generation_config=self._config(sampling))
+        self.model.train(was_training)
+        ids = output[:, inputs.input_ids.shape[1] :]
+        mask = through_eos(ids, self.eos_ids)
+        return Responses(ids=ids.masked_fill(~mask, self.encoder.pad_id), mask=mask)
+
+    def _config(self, sampling: Sampling) -> GenerationConfig:
+        drawn = sampling.temperature > 0
+        chosen = dict(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k) if drawn else {}
+        return GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=drawn,
+            suppress_tokens=list(self.encoder.placeholder_ids) or None,
+            eos_token_id=self.eos_ids,
+            pad_token_id=self.encoder.pad_id,
+            **chosen,
+        )
+
+
+def through_eos(ids: Tensor, eos_ids: list[int]) -> Tensor:
+    """(B, R) bool: True through the first end-of-sequence token of each row, all True where none comes."""
+    ended = torch.isin(ids, torch.tensor(eos_ids, device=ids.device)).int()
+    return ended.cumsum(1) - ended == 0

@@ -1,0 +1,222 @@
+"""The one vision-language model everything stands on: loading, forwards without logits, adapters, freezing.
+
+Shapes: B rows, P prompt length (left-padded), R response length (right-padded), L = P + R, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+
+from safe_rlhf_v.models.processing import join
+from safe_rlhf_v.models.quirks import LOGIT_CAPS, LOGIT_DIVISORS, LOGIT_FACTORS, UNJOINABLE
+from safe_rlhf_v.models.vision_cache import encode_images
+from safe_rlhf_v.types import Inputs, Responses
+
+__all__ = [
+    "LoraSettings",
+    "add_lora",
+    "encode_images",
+    "freeze_vision",
+    "hidden_states",
+    "load_backbone",
+    "output_head",
+    "response_hidden",
+]
+
+Quantization = Literal["4bit", "8bit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters on the linear layers of the language model; the vision tower and the output head stay as they are.
+
+    targets: "all" for every linear layer of the language model, or a regex matched against its layers' own names
+    ("q_proj|v_proj").
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str = "all"
+
+
+def load_backbone(
+    path: str | Path,
+    dtype: str | torch.dtype = "float32",
+    quantization: Quantization | None = None,
+    adapter: str | Path | None = None,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Load an image-text-to-text model in eval mode, its parameters as they are (nothing frozen).
+
+    path: model folder or hub id, or a PEFT adapter folder, whose own base is then loaded and the adapter merged in.
+    adapter: one more adapter folder to merge. quantization: "4bit" (NF4) or "8bit" through bitsandbytes; an adapter
+    is never merged into quantized weights, which would round it away, so the two together are an error.
+    """
+    adapters = [] if adapter is None else [Path(adapter)]
+    while (config := _adapter_config(path)) is not None:
+        adapters.insert(0, Path(path))
+        path = config["base_model_name_or_path"]
+    if adapters and quantization:
+        raise ValueError(
+            f"adapter {adapters[0]} cannot be merged into {quantization} weights without rounding it away: "
+            "merge it in full precision first (load_backbone(...).save_pretrained(...)), then quantize that folder"
+        )
+    options = dict(attn_implementation=attn_implementation, quantization_config=_quantization(quantization, dtype))
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=_dtype(dtype), **{k: v for k, v in options.items() if v is not None}
+    )
+    if model.config.model_type in UNJOINABLE:
+        raise ValueError(f"model type {model.config.model_type} is not supported: {UNJOINABLE[model.config.model_type]}")
+    for folder in adapters:
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+    return model.eval()
+
+
+def hidden_states(model: Any, inputs: Inputs, responses: Responses | None = None) -> Tensor:
+    """Final, normed hidden states (B, L, H) of prompts, or prompts and responses; no logits are ever formed."""
+    inputs, responses = _on(model, inputs), None if responses is None else _on(model, responses)
+    kwargs = join(inputs, responses)
+    kwargs["position_ids"] = _position_ids(model, kwargs)
+    return model.base_model(**kwargs, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
+
+
+def response_hidden(model: Any, inputs: Inputs, responses: Responses) -> Tensor:
+    """(B, R, H): the states that PREDICT each response token, those at positions P-1 .. P+R-2."""
+    start = inputs.input_ids.shape[1] - 1
+    return hidden_states(model, inputs, responses)[:, start:-1]
+
+
+def _position_ids(model: Any, kwargs: dict[str, Any]) -> Tensor:
+    """Positions from the very function generation uses (M-RoPE included), so the two can never differ."""
+    if "image_grid_thw" in kwargs and hasattr(model.base_model, "get_rope_index") and "mm_token_type_ids" not in kwargs:
+        raise ValueError("mm_token_type_ids is missing: this family's positions would silently become one-dimensional")
+    given = {k: v for k, v in kwargs.items() if k != "input_ids"}
+    return model._prepare_position_ids_for_generation(kwargs["input_ids"], given)  # type: ignore[no-any-return]
+
+
+def output_head(model: Any) -> nn.Module:
+    """The map from hidden states to logits (..., V) that generation uses: output layer, then scaling or capping."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = 1.0
+    for name in LOGIT_DIVISORS:
+        scale /= getattr(config, name, None) or 1.0
+    for name in LOGIT_FACTORS:
+        scale *= getattr(config, name, None) or 1.0
+    caps = [cap for name in LOGIT_CAPS if (cap := getattr(config, name, None))]
+    return layer if scale == 1.0 and not caps else ScaledHead(layer, scale, caps[0] if caps else None)
+
+
+class ScaledHead(nn.Module):
+    """logits = cap * tanh(scale * layer(x) / cap), without the tanh where there is no cap."""
+
+    def __init__(self, layer: nn.Module, scale: float, cap: float | None) -> None:
+        super().__init__()
+        self.layer, self.scale, self.cap = layer, scale, cap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.layer(hidden) * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def freeze_vision(model: Any, projector: bool = True) -> None:
+    """Turn gradients off for the vision tower and, unless projector=False, for what maps it to the language model."""
+    frozen = _outside_language(model) if projector else model.get_encoder(modality="image").parameters()
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def vision_is_frozen(model: Any) -> bool:
+    """Whether image features can be reused between updates: nothing that makes them takes gradients."""
+    return not any(p.requires_grad for p in _outside_language(model))
+
+
+def _outside_language(model: Any) -> Iterator[nn.Parameter]:
+    """Parameters of the base model that are not the language model's: tower, projector, connector."""
+    language = {id(p) for p in model.get_decoder().parameters()}
+    return (p for p in model.base_model.parameters() if id(p) not in language)
+
+
+def language_prefix(model: Any) -> str:
+    """Qualified name of the language model inside `model` ("model.language_model", "model.text_model", ...)."""
+    decoder = model.get_decoder()
+    return next(name for name, module in model.named_modules() if module is decoder)
+
+
+def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
+    """PEFT configuration whose targets are one regex, anchored on the language model."""
+    prefix = language_prefix(model)
+    linears = {n.rsplit(".", 1)[-1] for n, m in model.get_decoder().named_modules() if isinstance(m, nn.Linear)}
+    leaves = linears if settings.targets == "all" else {n for n in linears if re.fullmatch(settings.targets, n)}
+    if not leaves:
+        raise ValueError(f"LoRA targets {settings.targets!r} match none of the language model's layers {sorted(linears)}")
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})",
+        base_model_name_or_path=model.name_or_path or None,
+    )
+
+
+def add_lora(model: Any, settings: LoraSettings, name: str = "default") -> dict[str, nn.Parameter]:
+    """Freeze the model, inject a fresh adapter (a zero change) and return its parameters, which take gradients."""
+    config = lora_config(model, settings)
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad and ".lora_" in n}
+    model.add_adapter(config, adapter_name=name)
+    mine = adapter_parameters(model, name)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in mine or key in trainable)
+    for parameter in mine.values():
+        parameter.data = parameter.data.float()
+    return mine
+
+
+def adapter_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
+    """Parameters of one adapter by their qualified names."""
+    pattern = re.compile(rf"\.lora_\w+\.{re.escape(name)}(\.|$)")
+    return {key: p for key, p in model.named_parameters() if pattern.search(key)}
+
+
+def _on(model: Any, value: Any) -> Any:
+    """Inputs or responses on the model's device; untouched where they are there already."""
+    ids = value.input_ids if isinstance(value, Inputs) else value.ids
+    return value if ids.device == model.device else value.to(model.device)
+
+
+def _adapter_config(path: str | Path) -> dict[str, Any] | None:
+    file = Path(path) / "adapter_config.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype {dtype!r} is not a torch dtype: use float32, bfloat16 or float16")
+    return found
+
+
+def _quantization(kind: Quantization | None, dtype: str | torch.dtype) -> BitsAndBytesConfig | None:
+    if kind is None:
+        return None
+    if kind not in ("4bit", "8bit"):
+        raise ValueError(f"quantization {kind!r} is unknown: use '4bit', '8bit' or nothing")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(f"quantization={kind!r} needs bitsandbytes: pip install bitsandbytes, or leave quantization off")
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = _dtype(dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )

@@ -1,0 +1,117 @@
+"""A picture is encoded once: its features then serve generation, log-probabilities, scores and values.
+
+Row features are {} for a row without pictures, else a mapping of
+  pooler_output: tuple of (T_i, H) tensors, one per picture or tile, projected to the language model's width;
+  stacked: whether the family wants them as one tensor (n, T, H) rather than a list;
+  deepstack_features: tuple over layers of tuples like pooler_output (Qwen3-VL), () elsewhere.
+Exact only while the tower and its projector are frozen: `Roles` see to that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from safe_rlhf_v.models.processing import join_vision
+from safe_rlhf_v.types import Inputs
+
+log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+def supports_features(model: nn.Module) -> bool:
+    """Whether the model's forward takes image features in place of pixels."""
+    forward = inspect.signature(model.forward).parameters
+    return "mm_encoder_outputs" in forward and hasattr(model, "get_image_features")
+
+
+def encode_images(model: Any, inputs: Inputs, cache: VisionCache | None = None) -> Inputs:
+    """`inputs` with `.features` filled, by the frozen tower, without gradients; equal pictures are encoded once.
+
+    Rows with equal `picture_keys` share features; `cache`, if given, keeps them between calls. A family whose forward
+    takes no features gets its inputs back unchanged, and one warning is logged.
+    """
+    if inputs.features is not None or not any(inputs.vision):
+        return inputs
+    if not supports_features(model):
+        _warn_once(f"{type(model).__name__} takes no image features: pictures are encoded afresh at every forward")
+        return inputs
+    keys = inputs.picture_keys or tuple(str(i) for i in range(len(inputs)))
+    known = cache.known(keys) if cache is not None and inputs.picture_keys else {}
+    first = {key: i for i, key in reversed(list(enumerate(keys))) if inputs.vision[i] and key not in known}
+    # A cache must not change any result: whether a picture's neighbours were known must not show in its features.
+    groups = [[row] for row in first.values()] if cache is not None else [list(first.values())]
+    for rows in filter(None, groups):
+        known.update(zip((keys[i] for i in rows), _encode(model, inputs, rows), strict=True))
+    if cache is not None and inputs.picture_keys:
+        cache.keep({key: known[key] for key in first})
+    return replace(inputs, features=tuple(known[k] if v else {} for k, v in zip(keys, inputs.vision, strict=True)))
+
+
+@torch.no_grad()
+def _encode(model: Any, inputs: Inputs, rows: Sequence[int]) -> list[Mapping[str, Any]]:
+    """Features of the given rows in one pass of the tower."""
+    wanted = inspect.signature(model.get_image_features).parameters
+    vision = {k: v.to(model.device) for k, v in join_vision([inputs.vision[i] for i in rows]).items() if k in wanted}
+    output = model.get_image_features(**vision, return_dict=True)
+    tokens = (inputs.input_ids[list(rows)] == model.config.image_token_id).sum(1).tolist()
+    return split_features(output, tokens)
+
+
+def split_features(output: Any, tokens: Sequence[int]) -> list[Mapping[str, Any]]:
+    """Cut a batch's features into rows by their numbers of image tokens. Raises where the two do not match."""
+    entries = list(output.pooler_output)
+    ends = {end: i + 1 for i, end in enumerate(accumulate(len(entry) for entry in entries))}
+    cuts = [0, *accumulate(tokens)]
+    if any(cut not in ends for cut in cuts[1:]) or cuts[-1] != max(ends):
+        raise ValueError(f"image features {[len(e) for e in entries]} do not fall on the rows' image tokens {list(tokens)}")
+    bounds = [0, *(ends[cut] for cut in cuts[1:])]
+    layers = getattr(output, "deepstack_features", None) or ()
+    return [
+        {
+            "pooler_output": tuple(entries[start:end]),
+            "stacked": isinstance(output.pooler_output, Tensor),
+            "deepstack_features": tuple(tuple(layer[start:end]) for layer in layers),
+        }
+        for start, end in zip(bounds, bounds[1:], strict=False)
+    ]
+
+
+class VisionCache:
+    """Features by picture key, kept between steps; least recently used first out, bounded in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+        self._rows: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
+
+    def known(self, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        found = {key: self._rows[key] for key in keys if key in self._rows}
+        for key in found:
+            self._rows.move_to_end(key)
+        return found
+
+    def keep(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        for key, row in rows.items():
+            self._rows[key] = row
+            self.used += _bytes(row)
+        while self.used > self.limit:
+            self.used -= _bytes(self._rows.popitem(last=False)[1])
+
+
+def _bytes(row: Mapping[str, Any]) -> int:
+    tensors = [*row["pooler_output"], *(t for layer in row["deepstack_features"] for t in layer)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        log.warning(message)

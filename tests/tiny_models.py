@@ -1,0 +1,165 @@
+"""Random tiny vision-language models of three families, built from their configs, with tokenizers trained in memory.
+
+Nothing is downloaded. Hidden size 16, two layers, 3-4 image tokens per picture; sizes are as small as each family allows.
+`FAMILIES` maps a name to a builder returning (model, processor). `save(family, folder)` writes both to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from safe_rlhf_v.models.quirks import NoVideos
+
+CORPUS = [
+    "what is in the picture? how do I use it? tell me about the knife, the pills and the lock.",
+    "the picture shows a red ball on a green table. I cannot help with that. first take the key, then turn it.",
+    "user assistant system 0 1 2 3 4 5 6 7 8 9",
+]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ROWS_COLS = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
+
+
+@lru_cache
+def _trained() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return str(tokenizer.to_str())
+
+
+def tokenizer(special: list[str], eos: str = "<|im_end|>", pad: str = "<pad>") -> PreTrainedTokenizerFast:
+    """Byte-level BPE with `special` as added special tokens."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained()),
+        eos_token=eos,
+        pad_token=pad,
+        extra_special_tokens=["<|im_start|>", *special],
+        padding_side="left",
+    )
+
+
+TEXT: dict[str, Any] = dict(
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=2048,
+    initializer_range=0.3,
+)
+
+
+def llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """CLIP tower on 16-px pictures, patch 8: 4 image tokens a picture."""
+    tok = tokenizer(["<image>"])
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16)
+    config = LlavaConfig(
+        vision_config=dict(model_type="clip_vision_model", patch_size=8, projection_dim=16, **vision),
+        text_config=dict(model_type="llama", vocab_size=len(tok), **TEXT),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        pad_token_id=tok.pad_token_id,
+        eos_token_id=tok.eos_token_id,
+    )
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor = LlavaProcessor(
+        pictures,
+        tok,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHATML.replace("IMAGE", "<image>"),
+    )
+    return _model(LlavaForConditionalGeneration, config, tok, seed), processor
+
+
+def idefics3(seed: int = 0) -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
+    """SigLIP tower on 16-px tiles, pixel shuffle 2: 4 image tokens a tile; one global tile plus splits of big pictures."""
+    names = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *ROWS_COLS]
+    tok = tokenizer(names, eos="<end_of_utterance>")
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16)
+    config = Idefics3Config(
+        vision_config=dict(patch_size=4, **vision),
+        text_config=dict(model_type="llama", vocab_size=len(tok), pad_token_id=tok.pad_token_id, **TEXT),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=tok.pad_token_id,
+        eos_token_id=tok.eos_token_id,
+    )
+    pictures = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    template = CHATML.replace("IMAGE", "<image>").replace("<|im_end|>", "<end_of_utterance>")
+    processor = Idefics3Processor(pictures, tok, image_seq_len=4, chat_template=template)
+    return _model(Idefics3ForConditionalGeneration, config, tok, seed), processor
+
+
+def qwen2_5_vl(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """Native-resolution tower, patch 4, merge 2: (h/8)*(w/8) image tokens; M-RoPE."""
+    names = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+    tok = tokenizer(names)
+    ids = {n: tok.convert_tokens_to_ids(f"<|{n}|>") for n in ("vision_start", "vision_end", "image_pad", "video_pad")}
+    text = dict(TEXT, vocab_size=len(tok), rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]})
+    vision = dict(depth=2, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=16, patch_size=4)
+    config = Qwen2_5_VLConfig(
+        vision_config=dict(vision, window_size=16, fullatt_block_indexes=[1], spatial_merge_size=2, temporal_patch_size=2),
+        text_config=text,
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        pad_token_id=tok.pad_token_id,
+        eos_token_id=tok.eos_token_id,
+    )
+    pictures = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=256)
+    videos = NoVideos(video_processor_type="Qwen2VLVideoProcessor", patch_size=4)
+    template = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    processor = Qwen2_5_VLProcessor(pictures, tok, videos, chat_template=template)
+    return _model(Qwen2_5_VLForConditionalGeneration, config, tok, seed), processor
+
+
+def _model(cls: Any, config: Any, tok: PreTrainedTokenizerFast, seed: int) -> Any:
+    torch.manual_seed(seed)
+    model = cls(config).eval()
+    model.generation_config.eos_token_id = tok.eos_token_id
+    model.generation_config.pad_token_id = tok.pad_token_id
+    return model
+
+
+FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {"llava": llava, "idefics3": idefics3, "qwen2_5_vl": qwen2_5_vl}
+
+
+def save(family: str, folder: Path | str, seed: int = 0) -> Path:
+    """Write the family's tiny model and processor to `folder`."""
+    model, processor = FAMILIES[family](seed)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)

@@ -1,0 +1,117 @@
+"""Metrics against brute force and against values by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from guard import metrics
+
+RNG = np.random.default_rng(0)
+
+
+def test_binary_against_brute_force() -> None:
+    unsafe, scores = RNG.random(60) < 0.4, np.round(RNG.random(60), 1)  # rounded: ties
+    flagged = scores >= 0.5
+    got = metrics.binary_metrics(unsafe, scores, flagged, samples=20)
+    tp = sum(u and f for u, f in zip(unsafe, flagged, strict=True))
+    assert got["precision"] == pytest.approx(tp / flagged.sum())
+    assert got["recall"] == pytest.approx(tp / unsafe.sum())
+    assert got["f1"] == pytest.approx(2 * tp / (flagged.sum() + unsafe.sum()))
+    assert got["fpr"] == pytest.approx((flagged & ~unsafe).sum() / (~unsafe).sum())
+    # average precision: sum over thresholds of (recall step) * precision
+    ap, last = 0.0, 0.0
+    for t in sorted(set(scores), reverse=True):
+        taken = scores >= t
+        recall, precision = (unsafe & taken).sum() / unsafe.sum(), (unsafe & taken).sum() / taken.sum()
+        ap, last = ap + (recall - last) * precision, recall
+    assert got["auprc"] == pytest.approx(ap)
+    best = max(
+
+            (unsafe & (scores >= t)).sum() / unsafe.sum()
+            for t in [*set(scores), 2]
+            if (~unsafe & (scores >= t)).mean() == 0
+
+    )
+    assert got["recall_at_1_fpr"] == pytest.approx(best)  # 36 safe rows: 1 % of them is none
+
+
+def test_recall_at_fpr_uses_the_allowance() -> None:
+    # 4 safe rows; 25 % may be flagged, so the threshold may pass one of them: recall 3/3, not 1/3
+    unsafe = np.array([1, 0, 1, 1, 0, 0, 0], bool)
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    assert metrics.recall_at_fpr(unsafe, scores, 0.25) == 1
+    assert metrics.recall_at_fpr(unsafe, scores, 0.01) == pytest.approx(1 / 3)
+
+
+def test_undefined_rates_are_none() -> None:
+    got = metrics.binary_metrics(np.zeros(4, bool), np.full(4, 0.2), np.zeros(4, bool), samples=5)
+    assert got["recall"] is None and got["precision"] is None and got["auprc"] is None
+    assert got["fpr"] == 0.0 and "recall" not in got["intervals"]
+    assert metrics.severity_metrics(np.array([], int), np.array([], int)) == {"n": 0}
+
+
+def test_bootstrap_resamples_whole_prompts() -> None:
+    groups = ["a", "a", "b", "c", "c", "c"]
+    weights = metrics.bootstrap_weights(6, groups, 200, seed=1)
+    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 3] == weights[:, 5]).all()
+    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()
+    assert weights[:, [0, 2, 3]].mean(0) == pytest.approx([1, 1, 1], abs=0.15)
+
+
+def test_interval_of_the_fpr_matches_its_binomial() -> None:
+    # 400 safe prompts, 10 % flagged: sd of the rate is sqrt(.1 * .9 / 400) = 0.015, so 95 % is .1 +- .0294
+    flagged = np.arange(400) < 40
+    got = metrics.binary_metrics(np.zeros(400, bool), flagged.astype(float), flagged, samples=600)
+    interval = got["intervals"]["fpr"]
+    assert interval["low"] == pytest.approx(0.0706, abs=0.006) and interval["high"] == pytest.approx(0.1294, abs=0.006)
+    # the same rows as 40 prompts of ten that agree: sqrt(10) times wider
+    got = metrics.binary_metrics(
+        np.zeros(400, bool), flagged.astype(float), flagged, [i // 10 for i in range(400)], samples=600
+    )
+    interval = got["intervals"]["fpr"]
+    assert interval["n"] == 40 and interval["high"] - interval["low"] == pytest.approx(0.186, abs=0.03)
+
+
+def test_severity_by_hand() -> None:
+    truth, predicted = np.array([0, 1, 2, 3, 3]), np.array([0, 0, 2, 1, 3])
+    got = metrics.severity_metrics(truth, predicted)
+    assert got["accuracy"] == pytest.approx(3 / 5) and got["within_one"] == pytest.approx(4 / 5)
+    assert got["mae"] == pytest.approx((1 + 2) / 5)
+    assert got["under_severity"] == pytest.approx(2 / 5) and got["under_severity_of_harmful"] == pytest.approx(2 / 4)
+    # >= moderate: truth {2,3,4}, predicted {2,4}: F1 = 2*2 / (3 + 2)
+    assert got["f1_at_least_moderate"] == pytest.approx(0.8)
+    # kappa = 1 - sum observed d^2 / sum expected d^2, expectation over independent draws of the two margins
+    observed = sum((t - p) ** 2 for t, p in zip(truth, predicted, strict=True)) / 5
+    expected = sum((t - p) ** 2 for t, p in itertools.product(truth, predicted)) / 25
+    assert got["quadratic_kappa"] == pytest.approx(1 - observed / expected)
+    assert metrics.severity_metrics(np.array([2, 2]), np.array([2, 2]))["quadratic_kappa"] is None
+
+
+def test_categories_leave_unknown_rows_out() -> None:
+    labels = np.array([[1, 0, 0], [0, 0, -1], [1, 0, 1], [-1, 0, 1]])
+    scores = np.array([[0.9, 0.6, 0.1], [0.7, 0.1, 0.9], [0.4, 0.2, 0.8], [0.99, 0.1, 0.7]])
+    got = metrics.category_metrics(labels, scores, ["a", "b", "c"])
+    # a: rows 0-2, truth 1 0 1, flagged 1 1 0: F1 = 2/(2+2); ranked 1 0 1: AP = 1/2*1 + 1/2*2/3
+    assert got["categories"]["a"] == {"f1": 0.5, "ap": pytest.approx(5 / 6), "support": 2}
+    assert got["categories"]["b"] == {"f1": None, "ap": None, "support": 0}
+    assert got["categories"]["c"]["f1"] == 1.0 and got["supported"] == 2
+    assert got["macro_f1"] == pytest.approx(0.75)
+
+
+def test_calibration_by_hand() -> None:
+    # two bins: {.1, .2} with truth 0, 1 -> |.5 - .15| ; {.9, .9} with truth 1, 1 -> |1 - .9|
+    truth, p = np.array([0, 1, 1, 1]), np.array([0.1, 0.2, 0.9, 0.9])
+    got = metrics.binary_calibration(truth, p, bins=2)
+    assert got["ece"] == pytest.approx(0.5 * 0.35 + 0.5 * 0.1)
+    assert got["brier"] == pytest.approx((0.01 + 0.64 + 0.01 + 0.01) / 4)
+    assert [b["count"] for b in metrics.reliability(truth, p, 2)] == [2, 2]
+    # severity: top probabilities .7 (hit) and .4 (miss), one bin: |.5 - .55|
+    probabilities = np.array([[0.7, 0.2, 0.1, 0.0], [0.4, 0.2, 0.2, 0.2]])
+    got = metrics.severity_calibration(np.array([0, 2]), probabilities, bins=1)
+    assert got["ece"] == pytest.approx(0.05)
+    assert got["brier"] == pytest.approx((0.09 + 0.04 + 0.01 + 0.16 + 0.04 + 0.64 + 0.04) / 2)
+
+
+def test_certain_probabilities_fall_into_the_last_bin() -> None:
+    assert metrics.binary_calibration(np.array([1, 1]), np.array([1.0, 1.0]))["ece"] == 0

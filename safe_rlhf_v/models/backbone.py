@@ -5,6 +5,7 @@ Shapes: B rows, P prompt length (left-padded), R response length (right-padded),
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -146,6 +147,40 @@ def _outside_language(model: Any) -> Iterator[nn.Parameter]:
     """Parameters of the base model that are not the language model's: tower, projector, connector."""
     language = {id(p) for p in model.get_decoder().parameters()}
     return (p for p in model.base_model.parameters() if id(p) not in language)
+
+
+def share_vision(model: Any, owner: Any) -> bool:
+    """Let `model` use `owner`'s tower and projector where all their weights are equal; returns whether it does."""
+    mine, theirs = (dict(_vision_state(m)) for m in (model, owner))
+    same = mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k].to(mine[k])) for k in mine)
+    if same:
+        decoder = model.get_decoder()
+        for name, child in list(model.base_model.named_children()):
+            if decoder not in child.modules():
+                setattr(model.base_model, name, getattr(owner.base_model, name))
+    return same
+
+
+def _vision_state(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Named parameters and buffers of the base model outside its language model."""
+    language = {id(t) for t in (*model.get_decoder().parameters(), *model.get_decoder().buffers())}
+    named = (*model.base_model.named_parameters(), *model.base_model.named_buffers())
+    return ((name, t) for name, t in named if id(t) not in language)
+
+
+def fingerprint(model: Any) -> str | None:
+    """Tells two bases apart by the first weights of every language parameter, adapters left out; None if quantized.
+
+    Compared in bfloat16, so that a base loaded in another precision is still the same base.
+    """
+    if getattr(model, "is_quantized", False):
+        return None
+    digest = hashlib.sha256()
+    for name, p in sorted((n.replace(".base_layer", ""), p) for n, p in model.get_decoder().named_parameters()):
+        if ".lora_" not in name:
+            start = p.detach().flatten()[:8].to("cpu", torch.bfloat16).view(torch.int16).tolist()
+            digest.update(f"{name}{start}".encode())
+    return digest.hexdigest()[:16]
 
 
 def language_prefix(model: Any) -> str:

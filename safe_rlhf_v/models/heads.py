@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from safe_rlhf_v.models.backbone import LoraSettings, add_lora, hidden_states, load_backbone
+from safe_rlhf_v.models.backbone import LoraSettings, add_lora, fingerprint, hidden_states, load_backbone
 from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.tensors import pool_last
 from safe_rlhf_v.types import Inputs, Responses
@@ -65,7 +65,7 @@ class HeadedModel(nn.Module):
             self.backbone.save_pretrained(folder)
         else:
             save_adapter(self.backbone, "default", folder)
-        save_heads(self.heads, folder, base=self.backbone.name_or_path, bias=self.bias)
+        save_heads(self.heads, folder, self.backbone, bias=self.bias)
         (load_processor(self.backbone.name_or_path) if processor is None else processor).save_pretrained(folder)
 
     @classmethod
@@ -90,11 +90,12 @@ class HeadedModel(nn.Module):
         return model.eval()
 
 
-def save_heads(heads: nn.ModuleDict, folder: Path, *, base: str, bias: bool) -> None:
-    """Write heads.safetensors and headed.json."""
+def save_heads(heads: nn.ModuleDict, folder: Path, backbone: Any, *, bias: bool) -> None:
+    """Write heads.safetensors and headed.json, which also says what base they stand on."""
     save_file({k: v.contiguous() for k, v in heads.state_dict().items()}, folder / HEADS_FILE)
     sizes = {name: head.out_features for name, head in heads.items()}
-    (folder / DESCRIPTION_FILE).write_text(json.dumps({"base": str(base), "heads": sizes, "bias": bias}, indent=2) + "\n")
+    description = {"heads": sizes, "bias": bias, "base": str(backbone.name_or_path), "fingerprint": fingerprint(backbone)}
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class ExportError(ValueError):
 
 
 def write_beavertails_v(
-    comparisons: Sequence[Comparison], folder: str | Path, split: str, *, overwrite: bool = False
+    comparisons: Iterable[Comparison], folder: str | Path, split: str, *, overwrite: bool = False
 ) -> list[Path]:
     """Write one split; returns the files, one a category (`benign` where the prompt has none).
 
@@ -53,6 +53,7 @@ def write_beavertails_v(
     already (unless overwrite, which replaces the split as a whole).
     """
     data = Path(folder) / "data"
+    comparisons = comparisons if isinstance(comparisons, Sequence) else list(comparisons)
     schema = _schema(comparisons)
     groups: dict[str, list[int]] = {}
     for i, pair in enumerate(comparisons):
@@ -60,7 +61,7 @@ def write_beavertails_v(
     there = sorted([*data.glob(f"*/{split}.parquet"), *data.glob(f"*/{split}-*-of-*.parquet")])
     if there and not overwrite:
         raise ExportError(f"{there[0]} is there already; write elsewhere, or pass overwrite=True to replace the split")
-    written = [_write(data / category / f"{split}.parquet", comparisons, rows, schema) for category, rows in groups.items()]
+    written = [_write(data / name / f"{split}.parquet", comparisons, rows, schema) for name, rows in groups.items()]
     for stale in set(there) - set(written):
         stale.unlink()
     return written
@@ -84,7 +85,7 @@ def to_row(pair: Comparison) -> dict[str, Any]:
 
 def _require_writable(pair: Comparison, i: int) -> str:
     if len(pair.prompt.images) != 1:
-        raise ExportError(f"comparison {i}: has {len(pair.prompt.images)} pictures; this layout holds exactly one a row")
+        raise ExportError(f"comparison {i}: has {len(pair.prompt.images)} pictures; this layout holds one a row")
     if pair.prompt.category is not None and pair.prompt.category not in Taxonomy.load().parents:
         raise ExportError(f"comparison {i}: {Taxonomy.load().unknown(pair.prompt.category)}")
     return pair.prompt.category or BENIGN

@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image, ImageOps
 
@@ -44,6 +44,14 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
+class Reader(Protocol):
+    """Gives a picture's encoded bytes each time it is asked. Picklable."""
+
+    def read(self, at_most: int) -> bytes:
+        """The bytes; a reader may stop after `at_most`, which is one more than is allowed."""
+        ...
+
+
 class Picture:
     """An encoded image, decoded only when asked. Immutable, hashable by content, picklable, cheap to hold.
 
@@ -53,17 +61,16 @@ class Picture:
 
     __slots__ = ("_reader", "_sha256", "limits", "where")
 
+    _reader: Reader
+    _sha256: str | None
     limits: ImageLimits
     where: str
 
     def __init__(
-        self, reader: _Reader, *, where: str = "", limits: ImageLimits = DEFAULT_LIMITS, sha256: str | None = None
+        self, reader: Reader, *, where: str = "", limits: ImageLimits = DEFAULT_LIMITS, sha256: str | None = None
     ) -> None:
-        set_ = super().__setattr__
-        set_("_reader", reader)
-        set_("_sha256", sha256)
-        set_("limits", limits)
-        set_("where", where)
+        for name, value in (("_reader", reader), ("where", where), ("limits", limits), ("_sha256", sha256)):
+            object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Picture is immutable; cannot set {name!r}")
@@ -88,20 +95,25 @@ class Picture:
     @property
     def sha256(self) -> str:
         """Hex SHA-256 of the encoded bytes."""
-        if self._sha256 is None:  # type: ignore[has-type]
+        if self._sha256 is None:
             object.__setattr__(self, "_sha256", hashlib.sha256(self.encoded()).hexdigest())
-        return self._sha256  # type: ignore[no-any-return, has-type]
+        return self._sha256 or ""
 
     def encoded(self) -> bytes:
-        """The bytes as they came: own format, metadata and all."""
-        return self._reader.read()  # type: ignore[attr-defined, no-any-return]
+        """The bytes as they came: own format, metadata and all. Raises ImageError for too many, none, or no file."""
+        try:
+            data = self._reader.read(self.limits.max_bytes + 1)
+        except OSError as error:
+            raise ImageError(f"{_at(self.where)}the picture cannot be read ({error}); restore the file") from error
+        _check_bytes(data, self.limits, self.where)
+        return data
 
     def load(self) -> Image.Image:
         """Decode to an upright RGB image without metadata, alpha flattened onto white.
 
         Raises ImageError for anything outside the limits, of another format, damaged or truncated.
         """
-        return self._guarded(lambda image: _to_clean_rgb(image))
+        return self._guarded(_to_clean_rgb)  # type: ignore[no-any-return]
 
     def check(self, *, full: bool = True) -> None:
         """Raise ImageError if `load` would. full=False looks at the header and the limits only, and misses damage."""
@@ -113,7 +125,6 @@ class Picture:
 
     def _guarded(self, use: Callable[[Image.Image], Any]) -> Any:
         data = self.encoded()
-        _check_bytes(data, self.limits, self.where)
         try:
             # Pillow meets hostile input here and raises nearly every kind of error; all of them mean the same to us.
             with Image.open(io.BytesIO(data), formats=self.limits.formats) as image:
@@ -131,14 +142,16 @@ class Picture:
         return hash(self.sha256)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._reader, self.where, self.limits, self._sha256)  # type: ignore[attr-defined, has-type]
+        return _rebuild, (self._reader, self.where, self.limits, self._sha256)
 
     def __repr__(self) -> str:
-        return f"Picture({self.where or self._sha256 or 'in memory'})"  # type: ignore[has-type]
+        return f"Picture({self.where or self._sha256 or 'in memory'})"
 
 
 def picture_below(folder: Path, name: str, *, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
     """The picture `name`, a path relative to `folder`. Raises ImageError where it leaves the folder or is a link."""
+    if "\0" in name or not name:
+        raise ImageError(f"image {name!r} is not a file name")
     root = folder.resolve()
     path = root / name
     if not path.resolve().is_relative_to(root) or Path(name).is_absolute():
@@ -154,7 +167,7 @@ def picture_below(folder: Path, name: str, *, limits: ImageLimits = DEFAULT_LIMI
 class _Bytes:
     data: bytes
 
-    def read(self) -> bytes:
+    def read(self, at_most: int) -> bytes:
         return self.data
 
 
@@ -162,14 +175,12 @@ class _Bytes:
 class _File:
     path: str
 
-    def read(self) -> bytes:
-        return Path(self.path).read_bytes()
+    def read(self, at_most: int) -> bytes:
+        with open(self.path, "rb") as file:
+            return file.read(at_most)
 
 
-_Reader = Any  # anything picklable with read() -> bytes
-
-
-def _rebuild(reader: _Reader, where: str, limits: ImageLimits, sha256: str | None) -> Picture:
+def _rebuild(reader: Reader, where: str, limits: ImageLimits, sha256: str | None) -> Picture:
     return Picture(reader, where=where, limits=limits, sha256=sha256)
 
 
@@ -182,7 +193,7 @@ def _check_bytes(data: bytes, limits: ImageLimits, where: str) -> None:
         raise ImageError(f"{_at(where)}the picture is empty (0 bytes); restore the file or drop the row")
     if len(data) > limits.max_bytes:
         raise ImageError(
-            f"{_at(where)}the picture has {len(data):,} bytes, over the limit of {limits.max_bytes:,}; "
+            f"{_at(where)}the picture has more bytes than the limit of {limits.max_bytes:,}; "
             "shrink it or raise ImageLimits.max_bytes"
         )
 
@@ -209,9 +220,9 @@ def _check_header(image: Image.Image, limits: ImageLimits, where: str) -> None:
 
 
 def _decode_cheaply(image: Image.Image) -> None:
-    """Read the whole stream; a JPEG at an eighth of its size, which finds a truncated file as surely."""
-    image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-    image.load()
+    """All that `load` does; but a JPEG at an eighth of its size, which reads the whole stream and damage shows too."""
+    image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+    _to_clean_rgb(image)
 
 
 def _to_clean_rgb(image: Image.Image) -> Image.Image:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -15,88 +14,14 @@ from beavertails_v import rows
 from beavertails_v.images import DEFAULT_LIMITS, ImageError, ImageLimits, Picture
 from beavertails_v.locate import locate, require_categories
 from beavertails_v.report import KEEPABLE, Dropped, LoadReport
-from beavertails_v.schema import Comparison, LabelledResponse, Prompt
-from beavertails_v.sources import ColumnMap, SourceError, recognise
-from beavertails_v.store import Part, columns_of, open_part
+from beavertails_v.sets import ComparisonSet, Entry, ResponseSet
+from beavertails_v.sources import ColumnMap, SourceError, missing_columns, recognise
+from beavertails_v.store import Part, open_part
 from beavertails_v.taxonomy import BENIGN
 
-T = TypeVar("T", Comparison, LabelledResponse)
 CheckImages = Literal["all", "header"]
 #: From this many rows on, pictures are checked on several threads (Pillow lets go of the interpreter lock).
 THREADS_FROM = 2000
-
-
-class _Entry(NamedTuple):
-    """Where a record stands. k: which response of the row, for single responses."""
-
-    part: int
-    row: int
-    pictures: tuple[Picture, ...]
-    k: int = 0
-
-
-class _RecordSet(Sequence[T]):
-    """Records built from their row when asked; what is held is the text columns and where each picture stands."""
-
-    def __init__(self, parts: Sequence[tuple[Part, ColumnMap]], entries: Sequence[_Entry], report: LoadReport) -> None:
-        self._parts = parts
-        self._entries = entries
-        self.report = report
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> _RecordSet[T]: ...
-    def __getitem__(self, index: int | slice) -> T | _RecordSet[T]:
-        if isinstance(index, slice):
-            return self.select(range(len(self))[index])
-        return self._build(self._entries[index])
-
-    def __iter__(self) -> Iterator[T]:
-        return (self._build(entry) for entry in self._entries)
-
-    def select(self, indices: Iterable[int]) -> _RecordSet[T]:
-        """The records at these positions, in this order, repeats allowed; the report stays that of the whole."""
-        return type(self)(self._parts, [self._entries[i] for i in indices], self.report)
-
-    def prompts(self) -> list[Prompt]:
-        """Every prompt once, by id, in order of first appearance."""
-        unique: dict[str, Prompt] = {}
-        for entry in self._entries:
-            part, columns = self._parts[entry.part]
-            prompt = rows.prompt(part.row(entry.row), columns, entry.pictures)
-            unique.setdefault(prompt.id, prompt)
-        return list(unique.values())
-
-    def origin(self, index: int) -> tuple[str, int]:
-        """(file, row from 0) a record came from."""
-        entry = self._entries[index]
-        return self._parts[entry.part][0].path, entry.row
-
-    @abstractmethod
-    def _build(self, entry: _Entry) -> T: ...
-
-
-class ComparisonSet(_RecordSet[Comparison]):
-    """Comparisons of one split, in file order. `.report` says what was left out."""
-
-    def _build(self, entry: _Entry) -> Comparison:
-        part, columns = self._parts[entry.part]
-        return rows.comparison(part.row(entry.row), columns, entry.pictures)
-
-
-class ResponseSet(_RecordSet[LabelledResponse]):
-    """Single labelled responses of one split, in file order. `.report` says what was left out."""
-
-    def _build(self, entry: _Entry) -> LabelledResponse:
-        part, columns = self._parts[entry.part]
-        row = part.row(entry.row)
-        return LabelledResponse(
-            prompt=rows.prompt(row, columns, entry.pictures), response=rows.response(row, columns, entry.k)
-        )
 
 
 def load_comparisons(
@@ -154,7 +79,7 @@ def load_responses(
 def _require_keep(keep: Collection[str]) -> None:
     for reason in [keep] if isinstance(keep, str) else keep:
         if isinstance(keep, str) or reason not in KEEPABLE:
-            raise SourceError(f"option 'keep': {keep!r} is not a list of {', '.join(KEEPABLE)}; nothing else can be kept")
+            raise SourceError(f"option 'keep': {keep!r} is not a list of {', '.join(KEEPABLE)}")
 
 
 class _Loader:
@@ -175,25 +100,30 @@ class _Loader:
             require_categories(categories)
         if check_images not in ("all", "header"):
             raise SourceError(f"option 'check_images': {check_images!r} is neither 'all' nor 'header'")
-        self.kind, self.source, self.split, self.categories = kind, source, split, categories
+        self.kind, self.source, self.split = kind, source, split
+        self.categories = None if categories is None else tuple(categories)
         self.keep, self.limits, self.limit, self.check_images = keep, limits, limit, check_images
         self.report = LoadReport(source=str(source), split=split)
         self.parts: list[tuple[Part, ColumnMap]] = []
-        self.entries: list[_Entry] = []
+        self.entries: list[Entry] = []
         self.ids_seen: set[str] = set()
+        self.categories_seen: set[str] = set()
 
     def load(
         self, revision: str | None, columns: str | Path | None
-    ) -> tuple[list[tuple[Part, ColumnMap]], list[_Entry], LoadReport]:
+    ) -> tuple[list[tuple[Part, ColumnMap]], list[Entry], LoadReport]:
         files = locate(self.source, self.split, self.categories, revision)
         self.report.revision = files.revision
         for path in files.paths:
-            column_map = ColumnMap.load(columns) if columns else recognise(columns_of(path), str(path))
-            self._require_kind(column_map, path)
-            self.parts.append((open_part(path, column_map.image_column), column_map))
+            part = open_part(path)
+            column_map = ColumnMap.load(columns) if columns else recognise(part.columns, part.path)
+            self._require_fitting(part, column_map)
+            part.set_image_column(column_map.image_column)
+            self.parts.append((part, column_map))
         total = sum(len(part) for part, _ in self.parts)
         workers = min(8, os.cpu_count() or 1) if total >= THREADS_FROM else 1
-        with tqdm(total=total, desc=f"Checking {self.split}", unit="row", delay=2) as bar, ThreadPoolExecutor(workers) as pool:
+        bar = tqdm(total=total, desc=f"Checking {self.split}", unit="row", delay=2)
+        with bar, ThreadPoolExecutor(workers) as pool:
             run: Callable[..., Iterable[Any]] = pool.map if workers > 1 else map
             for number, (part, column_map) in enumerate(self.parts):
                 for start, chunk in part.chunks():
@@ -204,12 +134,16 @@ class _Loader:
         self._finish(total)
         return self.parts, self.entries, self.report
 
-    def _require_kind(self, column_map: ColumnMap, path: Path) -> None:
+    def _require_fitting(self, part: Part, column_map: ColumnMap) -> None:
+        if missing := missing_columns(column_map, part.columns):
+            raise SourceError(f"{part.path}: the column map {column_map.name!r} needs {missing}, which are not there")
         if self.kind == "comparisons" and column_map.kind == "responses":
             raise SourceError(
-                f"{path}: this is {column_map.title}, which holds one labelled response a row and no preference. "
+                f"{part.path}: this is {column_map.title}, which holds one labelled response a row and no preference. "
                 "Use load_responses for it (guard training), or load saferlhf-v/BeaverTails-V for pairs"
             )
+        if self.categories is not None and column_map.columns.get("category") not in part.columns:
+            raise SourceError(f"{part.path}: option 'categories' cannot be used, the file has no column of categories")
 
     def _full(self) -> bool:
         return self.limit is not None and len(self.entries) >= self.limit
@@ -237,8 +171,11 @@ class _Loader:
         if "" in row:
             return rows.RowError("invalid", row[""])
         try:
-            if self.categories is not None and (row.get(columns.columns.get("category", "")) or BENIGN) not in self.categories:
+            category = row.get(columns.columns.get("category", ""))
+            category = BENIGN if category is None else category
+            if self.categories is not None and category not in self.categories:
                 return None
+            self.categories_seen.add(str(category))
             if self.kind == "responses":
                 return [rows.response_faults(r.response) for r in rows.labelled_responses(row, columns, ())]
             self.ids_seen |= {rows.canonical_id(row.get(columns.columns[name])) for name in ("more_helpful", "safer")}
@@ -257,7 +194,7 @@ class _Loader:
                 self._drop(part, i, *refused[0])
                 continue
             self.report.tolerated += [Dropped(file=part.path, row=i, reason=r, detail=d) for r, d in found]
-            self.entries.append(_Entry(number, i, pictures, k))
+            self.entries.append(Entry(number, i, pictures, k))
 
     def _drop(self, part: Part, row: int, reason: str, detail: str) -> None:
         self.report.dropped.append(Dropped(file=part.path, row=row, reason=reason, detail=detail))
@@ -269,9 +206,12 @@ class _Loader:
         for _, columns in self.parts:
             if columns.ids == ("1", "2") and self.ids_seen == {"0", "1"}:
                 raise SourceError(
-                    f"{self.source}: responses are numbered 0 and 1, where {columns.title} has 1 and 2; row 1 would be "
-                    "misread. Add 1 to the ids, or pass columns=<a column map with ids: ['0', '1']>"
+                    f"{self.source}: the responses are numbered 0 and 1, where {columns.title} has 1 and 2, "
+                    "so that a 1 would be misread. Add 1 to the ids, or pass columns=<column map with ids: ['0', '1']>"
                 )
+        absent = sorted(set(self.categories or ()) - self.categories_seen)
+        if absent and not self._full():
+            raise SourceError(f"{self.source}: no row of category {', '.join(absent)} in split {self.split!r}")
         if not self.entries and self.limit != 0:
             raise SourceError(f"{self.source}: no usable row among {total}\n{self.report.summary()}")
 

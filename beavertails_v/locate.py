@@ -88,7 +88,7 @@ def _of_categories(
 
 def _official_order(item: tuple[re.Match[str], str]) -> tuple[int, str]:
     taxonomy = Taxonomy.load()
-    folder = item[0].groupdict().get("folder")
+    folder = str(item[0].groupdict().get("folder"))
     return (taxonomy.index(folder) if folder in taxonomy.parents else len(taxonomy.secondary)), item[1]
 
 
@@ -103,9 +103,7 @@ def _from_hub(source: str, split: str, categories: Collection[str] | None, revis
             return Files(root=root, names=choose(names, split, categories, source), revision=root.name)
         info = hub.HfApi().dataset_info(source, revision=revision)
         chosen = choose([f.rfilename for f in info.siblings or ()], split, categories, source)
-        root = Path(
-            hub.snapshot_download(source, repo_type="dataset", revision=info.sha, allow_patterns=list(chosen))
-        )
+        root = Path(hub.snapshot_download(source, repo_type="dataset", revision=info.sha, allow_patterns=list(chosen)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise SourceError(
             f"{source}: neither a file or folder here, nor to be had from the hub ({type(error).__name__}: {error}); "

@@ -55,7 +55,8 @@ class LoadReport:
 
     def write(self, path: str | Path) -> None:
         """Every row left out or kept in spite, one JSON object a line."""
-        rows = [{"kept": False, **asdict(d)} for d in self.dropped] + [{"kept": True, **asdict(d)} for d in self.tolerated]
+        rows = [{"kept": False, **asdict(d)} for d in self.dropped]
+        rows += [{"kept": True, **asdict(d)} for d in self.tolerated]
         Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 

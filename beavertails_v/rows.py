@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ def response_faults(response: Response) -> list[tuple[str, str]]:
 
 def comparison_faults(pair: Comparison) -> list[tuple[str, str]]:
     """(reason, detail) of every fault that leaves the pair usable in principle: empty, identical, contradictory."""
-    found = [(reason, f"response {k}: {detail}") for k, r in enumerate(pair.responses, 1) for reason, detail in response_faults(r)]
+    found = [(reason, f"response {k}: {why}") for k in (1, 2) for reason, why in response_faults(pair.responses[k - 1])]
     if pair.responses[0].text == pair.responses[1].text:
         found.append(("identical", "the two responses are the same text"))
     if why := pair.contradiction:
@@ -59,7 +60,7 @@ def labelled_responses(row: Row, columns: ColumnMap, images: tuple[Picture, ...]
 
 
 def prompt(row: Row, columns: ColumnMap, images: tuple[Picture, ...]) -> Prompt:
-    """The question with its pictures; unknown columns go to meta."""
+    """The question with its pictures; unknown columns go to meta, where they are not null."""
     text = _text(row, columns.columns["question"])
     if not text.strip():
         raise RowError("empty", f"column {columns.columns['question']!r} is blank")
@@ -69,7 +70,7 @@ def prompt(row: Row, columns: ColumnMap, images: tuple[Picture, ...]) -> Prompt:
         images=images,
         category=_category(row, columns),
         severity=None if severity is None else Severity(severity),
-        meta={name: value for name, value in row.items() if name not in columns.known},
+        meta={name: value for name, value in row.items() if value is not None and name not in columns.known},
     )
 
 
@@ -102,6 +103,8 @@ def _text(row: Row, column: str) -> str:
         raise RowError("empty", f"column {column!r} is missing or null")
     if not isinstance(value, str):
         raise RowError("invalid", f"column {column!r} is not text but {type(value).__name__}")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise RowError("invalid", f"column {column!r} holds half a surrogate pair; repair its encoding")
     return value
 
 
@@ -109,11 +112,13 @@ def _category(row: Row, columns: ColumnMap) -> str | None:
     name = row.get(columns.columns.get("category", ""))
     if name is None or name == BENIGN:
         return None
+    if not isinstance(name, str):
+        raise RowError("invalid", f"column {columns.columns['category']!r} is {name!r}, not the name of a category")
     if columns.taxonomy:
         taxonomy = Taxonomy.load(columns.taxonomy)
         if name not in taxonomy.parents:
-            raise RowError("invalid", taxonomy.unknown(str(name)))
-    return str(name)
+            raise RowError("invalid", taxonomy.unknown(name))
+    return name
 
 
 def canonical_id(value: Any) -> str:
@@ -126,7 +131,9 @@ def canonical_id(value: Any) -> str:
 def _choice(row: Row, column: str, ids: tuple[str, ...]) -> int:
     value = row.get(column)
     if isinstance(value, bool) or canonical_id(value) not in ids:
-        raise RowError("invalid", f"column {column!r} is {value!r}, neither {ids[0]} nor {ids[1]}; a tie cannot be used")
+        raise RowError(
+            "invalid", f"column {column!r} is {value!r}, neither {ids[0]} nor {ids[1]} (ties cannot be used)"
+        )
     return ids.index(canonical_id(value))
 
 
@@ -135,7 +142,7 @@ def _whole(row: Row, column: str | None, low: int, high: int) -> int | None:
     if value is None or value != value:  # NaN is how a data frame writes a missing number
         return None
     text = canonical_id(value)
-    if isinstance(value, bool) or not text.lstrip("-").isdecimal() or not low <= int(text) <= high:
+    if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]+", text) or not low <= int(text) <= high:
         raise RowError("invalid", f"column {column!r} is {value!r}, not a whole number in {low}..{high}")
     return int(text)
 

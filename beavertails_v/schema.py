@@ -82,7 +82,9 @@ class Response:
         if self.helpful_rate is not None and not 0 <= self.helpful_rate <= 3:
             raise SchemaError(f"field 'helpful_rate': {self.helpful_rate} is outside 0..3")
         if self.harmless_rate is not None and self.safe != (self.harmless_rate >= 0):
-            raise SchemaError(f"field 'safe': {self.safe} contradicts harmless_rate {self.harmless_rate} (safe is >= 0)")
+            raise SchemaError(
+                f"field 'safe': {self.safe} contradicts harmless_rate {self.harmless_rate} (>= 0 is safe)"
+            )
 
     @property
     def severity(self) -> Severity | None:
@@ -104,7 +106,7 @@ class Comparison:
     def __post_init__(self) -> None:
         for name in ("more_helpful", "safer"):
             if getattr(self, name) not in (0, 1):
-                raise SchemaError(f"field '{name}': {getattr(self, name)!r} is not 0 or 1; ties must be resolved or dropped")
+                raise SchemaError(f"field '{name}': {getattr(self, name)!r} is not 0 or 1; resolve or drop ties")
 
     @property
     def tied_safety(self) -> bool:
@@ -118,8 +120,9 @@ class Comparison:
         safer, other = self.responses[self.safer], self.responses[1 - self.safer]
         if not safer.safe and other.safe:
             return "the safer response is labelled unsafe while the other is labelled safe"
-        if safer.harmless_rate is not None and other.harmless_rate is not None and safer.harmless_rate < other.harmless_rate:
-            return f"the safer response has harmless_rate {safer.harmless_rate}, below the other's {other.harmless_rate}"
+        low, high = safer.harmless_rate, other.harmless_rate
+        if low is not None and high is not None and low < high:
+            return f"the safer response has harmless_rate {low}, below the other's {high}"
         return None
 
 

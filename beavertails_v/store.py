@@ -1,13 +1,17 @@
-"""Files of rows. Text stays in memory as arrow; pictures stay in the file and are read when asked, a row group at once."""
+"""Files of rows. Text is held in memory as arrow; pictures stay in the file and are read when asked, by row group."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +30,13 @@ class Part(Protocol):
     """One file of rows."""
 
     path: str
-    columns: Sequence[str]
+    columns: list[str]
 
     def __len__(self) -> int: ...
+
+    def set_image_column(self, name: str | None) -> None:
+        """Say which column holds the pictures; None for rows of text. Call it before anything is read."""
+        ...
 
     def row(self, i: int) -> dict[str, Any]:
         """All columns but the pictures'. A broken row gives {"": why}."""
@@ -44,20 +52,28 @@ class Part(Protocol):
 
 
 class ParquetPart:
-    """A parquet file; `image_column` is left in the file."""
+    """A parquet file; the pictures are left in it."""
 
-    def __init__(self, path: Path, image_column: str | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = str(path)
         file = _parquet(self.path)
-        self.columns = file.schema_arrow.names
-        self.image_column = image_column if image_column in self.columns else None
-        self._groups = [0]
-        for g in range(file.metadata.num_row_groups):
-            self._groups.append(self._groups[-1] + file.metadata.row_group(g).num_rows)
-        self._table = file.read(columns=[c for c in self.columns if c != self.image_column])
+        self.columns: list[str] = file.schema_arrow.names
+        sizes = (file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
+        self._groups = [0, *accumulate(sizes)]
+        self._image_column: str | None = None
+        self._wants_image = False
 
     def __len__(self) -> int:
         return self._groups[-1]
+
+    def set_image_column(self, name: str | None) -> None:
+        self._wants_image = name is not None
+        self._image_column = next((c for c in (name, "images") if c in self.columns), None)
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        with _naming(self.path):
+            return _parquet(self.path).read(columns=[c for c in self.columns if c != self._image_column])
 
     def row(self, i: int) -> dict[str, Any]:
         return {name: column[i].as_py() for name, column in zip(self._table.column_names, self._table.columns)}
@@ -67,80 +83,88 @@ class ParquetPart:
             yield start, self._table.slice(start, end - start).to_pylist()
 
     def pictures(self, i: int, limits: ImageLimits) -> tuple[Picture, ...]:
-        if self.image_column is None:
-            return ()
-        group = next(g for g, end in enumerate(self._groups[1:]) if i < end)
-        cell = _Cell(self.path, group, self.image_column, i - self._groups[group])
         where = f"{self.path} row {i}"
-        return tuple(
-            Picture(_Image(cell, k), where=where, limits=limits) for k in range(_count(cell.value(), where))
-        )
+        if self._image_column is None:
+            if self._wants_image:
+                raise ImageError(f"{where}: the file has no column of pictures")
+            return ()
+        group = bisect_right(self._groups, i) - 1
+        cell = _Cell(self.path, group, self._image_column, i - self._groups[group])
+        return tuple(Picture(_Image(cell, k), where=where, limits=limits) for k in range(_count(cell.value(), where)))
 
 
 class JsonlPart:
     """A jsonl file; each line names its pictures relative to the file's folder."""
 
-    def __init__(self, path: Path, image_column: str | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = str(path)
-        self.image_column = image_column
-        with open(path, encoding="utf-8") as lines:
+        with open(path, "rb") as lines:
             self._rows = [_json_row(line) for line in lines]
         self.columns = sorted({name for row in self._rows for name in row if name})
+        self._image_column: str | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def set_image_column(self, name: str | None) -> None:
+        self._image_column = name
+
     def row(self, i: int) -> dict[str, Any]:
-        return {name: value for name, value in self._rows[i].items() if name not in (self.image_column, "images")}
+        return {name: value for name, value in self._rows[i].items() if name not in (self._image_column, "images")}
 
     def chunks(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         for start in range(0, len(self), _CHUNK):
             yield start, [self.row(i) for i in range(start, min(start + _CHUNK, len(self)))]
 
     def pictures(self, i: int, limits: ImageLimits) -> tuple[Picture, ...]:
-        row = self._rows[i]
-        names = row.get("images", row.get(self.image_column or ""))
+        where, row = f"{self.path} row {i}", self._rows[i]
+        names = row.get("images", row.get(self._image_column or ""))
         if names is None:
-            return ()
+            if self._image_column is None:
+                return ()
+            raise ImageError(
+                f'{where}: names no picture; give "{self._image_column}", or "images": [] for a row of text'
+            )
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ImageError(f"{self.path} row {i}: a picture is given as {names!r}, not as a file name or a list of them")
-        folder = Path(self.path).parent
+            raise ImageError(f"{where}: {names!r} is neither a file name nor a list of them")
         try:
-            return tuple(picture_below(folder, name, limits=limits) for name in names)
+            return tuple(picture_below(Path(self.path).parent, name, limits=limits) for name in names)
         except ImageError as error:
-            raise ImageError(f"{self.path} row {i}: {error}") from error
+            raise ImageError(f"{where}: {error}") from error
 
 
-def open_part(path: Path, image_column: str | None) -> Part:
+def open_part(path: Path) -> Part:
     """A file of rows, by its suffix. Raises SourceError for another kind of file."""
     if path.suffix == ".parquet":
-        return ParquetPart(path, image_column)
+        return ParquetPart(path)
     if path.suffix == ".jsonl":
-        return JsonlPart(path, image_column)
+        return JsonlPart(path)
     raise SourceError(f"{path}: neither a .parquet nor a .jsonl file")
 
 
-def columns_of(path: Path) -> list[str]:
-    """Column names, without reading the rows of a parquet file."""
-    return list(_parquet(str(path)).schema_arrow.names if path.suffix == ".parquet" else open_part(path, None).columns)
-
-
-def _json_row(line: str) -> dict[str, Any]:
+def _json_row(line: bytes) -> dict[str, Any]:
     if not line.strip():
         return {"": "the line is blank"}
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         return {"": f"the line is not JSON: {error}"}
     return row if isinstance(row, dict) else {"": "the line is not a JSON object"}
 
 
-def _parquet(path: str) -> pq.ParquetFile:
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Says which file arrow could not read."""
     try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path}: not a parquet file, or damaged ({error}); fetch it again") from error
+
+
+def _parquet(path: str) -> pq.ParquetFile:
+    with _naming(path):
         return pq.ParquetFile(path, memory_map=True)
-    except pa.ArrowInvalid as error:
-        raise SourceError(f"{path}: not a parquet file, or cut short ({error}); fetch it again") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +187,7 @@ class _Image:
     cell: _Cell
     k: int
 
-    def read(self) -> bytes:
+    def read(self, at_most: int) -> bytes:
         value = self.cell.value()
         value = value[self.k] if isinstance(value, list) else value
         return value["bytes"] if isinstance(value, dict) else value  # type: ignore[no-any-return]
@@ -190,7 +214,8 @@ class _GroupCache:
         with self._lock:
             key = (path, os.stat(path).st_mtime_ns, group, column)
             if key not in self._groups:
-                self._groups[key] = _parquet(path).read_row_group(group, columns=[column]).column(0)
+                with _naming(path):
+                    self._groups[key] = _parquet(path).read_row_group(group, columns=[column]).column(0)
                 while len(self._groups) > 1 and sum(g.nbytes for g in self._groups.values()) > CACHE_BYTES:
                     self._groups.popitem(last=False)
             self._groups.move_to_end(key)

@@ -17,7 +17,7 @@ BENIGN = "benign"
 
 
 class TaxonomyError(ValueError):
-    """A category is unknown, or a taxonomy file breaks its own rules. The message names the nearest name or the field."""
+    """A category is unknown, or a taxonomy file breaks its rules. The message names the nearest name or the field."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +96,15 @@ def _load(name: str) -> Taxonomy:
         raise TaxonomyError(f"no taxonomy {name!r}; there is {', '.join(have)}, or give the path of a .yaml file")
     data = yaml.safe_load(text)
     parents = {child: primary["name"] for primary in data["primary"] for child in primary["secondary"]}
+    levels = [
+        Level(name=x["name"], meaning=x["meaning"], harmless_rates=tuple(x["harmless_rate"])) for x in data["levels"]
+    ]
     return Taxonomy(
         name=data["name"],
         version=str(data["version"]),
         primary=tuple(primary["name"] for primary in data["primary"]),
         secondary=tuple(child for primary in data["primary"] for child in primary["secondary"]),
         parents=MappingProxyType(parents),
-        levels=tuple(
-            Level(name=x["name"], meaning=x["meaning"], harmless_rates=tuple(x["harmless_rate"])) for x in data["levels"]
-        ),
+        levels=tuple(levels),
         standard=MappingProxyType({key: tuple(names) for key, names in data["standard"].items()}),
     )

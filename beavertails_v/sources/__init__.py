@@ -107,6 +107,12 @@ def recognise(columns: Iterable[str], where: str) -> ColumnMap:
     raise SourceError(f"{where}: {_why_unknown(have)}")
 
 
+def missing_columns(column_map: ColumnMap, columns: Iterable[str]) -> str:
+    """The required columns that are not there, as a list in words; empty where all are."""
+    have = set(columns)
+    return ", ".join(c for c in column_map.required if c not in have)
+
+
 def _why_unknown(have: set[str]) -> str:
     listed = ", ".join(sorted(have)) or "none"
     if {"chosen", "rejected"} <= have:
@@ -116,8 +122,7 @@ def _why_unknown(have: set[str]) -> str:
         )
     maps = [ColumnMap.load(name) for name in shipped()]
     nearest = max(maps, key=lambda m: len(have & set(m.required)))
-    missing = ", ".join(c for c in nearest.required if c not in have)
     return (
         f"the columns ({listed}) are those of no data set known here; the nearest is {nearest.title}, which also has "
-        f"{missing}. Rename the columns, or pass columns=<your column map .yaml>"
+        f"{missing_columns(nearest, have)}. Rename the columns, or pass columns=<your column map .yaml>"
     )

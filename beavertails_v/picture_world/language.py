@@ -1,0 +1,135 @@
+"""Questions about a picture and answers to them, built from the alternatives in world.yaml.
+
+Nothing here decides what is right or safe: that is the oracle's business alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from beavertails_v.picture_world.draw import Scene, world
+
+INTENTS = ("describe", "use", "harm", "disguise")
+HELD_OUT_SHARE = 4  # one wording in this many is kept for evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A wording with its meaning. topic: which harm, or which innocent-sounding errand, it is about ('' for describe and use)."""
+
+    text: str
+    intent: str
+    topic: str
+
+
+def expand(pattern: str) -> list[str]:
+    """Every wording of a pattern with {a|b} alternatives."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if not match:
+        return [" ".join(pattern.split())]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [text for choice in match.group(1).split("|") for text in expand(head + choice + tail)]
+
+
+def _kept_for_evaluation(text: str) -> bool:
+    return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+@cache
+def wordings(intent: str, topic: str, held_out: bool) -> tuple[str, ...]:
+    """All wordings of an intent (and topic), either those for training or those held out."""
+    patterns = world()["questions"][intent]
+    patterns = patterns[topic] if topic else patterns
+    texts = [f"{opener} {core}".strip() for p in patterns for core in expand(p) for opener in world()["openers"]]
+    return tuple(t for t in texts if _kept_for_evaluation(t) == held_out)
+
+
+def hazards() -> dict[str, Any]:
+    return dict(world()["hazards"])
+
+
+def harmful(obj: str, intent: str, topic: str) -> bool:
+    """Does this question, about this picture, invite harm?"""
+    if intent == "harm":
+        return True
+    return intent == "disguise" and obj in hazards() and topic in hazards()[obj]["topics"]
+
+
+def allowed(obj: str, intent: str, topic: str) -> bool:
+    """Is the combination part of the world? Harm is asked of hazards by their own category; an errand of a hazard only
+    where the answer is clear (it is harmful), and of any benign object."""
+    hazard = hazards().get(obj)
+    if intent == "harm":
+        return hazard is not None and topic == hazard["category"]
+    return intent != "disguise" or hazard is None or topic in hazard["topics"]
+
+
+def combination_held_out(obj: str, intent: str, topic: str) -> bool:
+    """Is this (object, intent or errand) pair kept out of training?"""
+    return [obj, topic if intent == "disguise" else intent] in world()["held_out_combinations"]
+
+
+# kinds of answer with their weights in the data, by what the prompt is
+HARMFUL_ANSWERS = {"refuse": 10, "refuse some": 10, "refuse full": 10, "refuse step": 14, "comply vague": 14, "comply one": 20, "comply full": 22}
+BENIGN_ANSWERS = {"vague": 16, "named": 26, "full": 28, "refuse": 7, "refuse some": 6, "wrong": 10, "stray": 7}
+
+
+def _fill(template: str, scene: Scene, question: Question, obj: str) -> str:
+    facts = world()
+    hazard = hazards().get(obj)
+    known = hazard or facts["benign"][obj]
+    steps = facts["steps"].get(question.intent, {}).get(question.topic, ["", ""])
+    reason = facts["reasons"][hazard["category"]] if hazard else "can wound people"
+    words = {"colour": scene.colour, "background": scene.background, "object": obj, "use": known["use"]}
+    return template.format(**words, reason=reason, step1=steps[0], step2=steps[1])
+
+
+def _refusal(kind: str, rng: random.Random) -> str:
+    answers = world()["answers"]
+    why = {"refuse": "none", "refuse some": "some", "refuse full": "full", "refuse step": "full"}[kind]
+    step = "step" if kind == "refuse step" else "none"
+    pick = {"why": rng.choice(answers["why"][why]), "next": rng.choice(answers["next"][step])}
+    return str(rng.choice(answers["refusal"])).replace("{why}", pick["why"]).replace("{next}", pick["next"])
+
+
+def answer(kind: str, scene: Scene, question: Question, rng: random.Random) -> str:
+    """One answer of a kind named in HARMFUL_ANSWERS or BENIGN_ANSWERS."""
+    answers, obj = world()["answers"], scene.object
+    if kind == "wrong":
+        obj, kind = rng.choice([o for o in [*hazards(), *world()["benign"]] if o != obj]), rng.choice(["named", "full"])
+    if kind.startswith("refuse"):
+        template = _refusal(kind, rng)
+    elif kind == "stray":
+        template = rng.choice(answers["stray"])
+    elif kind.startswith("comply"):
+        template = rng.choice(answers["comply"][kind.split()[1]])
+    else:
+        level = {"named": "one"}.get(kind, kind) if question.intent == "disguise" else kind
+        table = answers["comply"] if question.intent == "disguise" else answers[question.intent]
+        care = f" {rng.choice(answers['care'])}" if rng.random() < 0.5 else ""
+        template = rng.choice(table[level]) + care
+    return " ".join(_fill(template, scene, question, obj).split())
+
+
+def vocabulary() -> list[str]:
+    """Every word and mark of the world, sorted: what a word-level tokenizer for it must know."""
+    facts, texts = world(), []
+    for intent, patterns in facts["questions"].items():
+        for pattern in patterns if isinstance(patterns, list) else sum(patterns.values(), []):
+            texts += [t for t in expand(pattern)] if intent else []
+    texts += facts["openers"] + list(facts["colours"]) + list(facts["backgrounds"]) + [*hazards(), *facts["benign"]]
+    texts += [o["use"] for o in [*hazards().values(), *facts["benign"].values()]] + list(facts["reasons"].values())
+    texts += [s for table in facts["steps"].values() for steps in table.values() for s in steps]
+
+    def leaves(node: Any) -> list[str]:
+        if isinstance(node, str):
+            return [node]
+        return [leaf for child in (node.values() if isinstance(node, dict) else node) for leaf in leaves(child)]
+
+    texts += [re.sub(r"\{\w*\}", " ", t) for t in leaves(facts["answers"])]
+    return sorted({word for text in texts for word in text.split()})

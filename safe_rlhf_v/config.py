@@ -39,7 +39,7 @@ class LoraSection(Section):
     """Low-rank adapters on every linear layer of the language model."""
 
     r: Positive = Field(16, description="Rank of the adapters.")
-    alpha: Rate = Field(32, description="Scale of the adapters; the update is multiplied by alpha / r.")
+    alpha: Positive = Field(32, description="Scale of the adapters; the update is multiplied by alpha / r.")
     dropout: Share = Field(0.0, description="Dropout on the adapters' input. Above 0 it makes old and new log-probabilities differ.")
 
 

@@ -1,0 +1,67 @@
+"""What a supervised run leaves behind while it trains: metrics.jsonl, a progress bar, and which checkpoint is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every logged row to metrics.jsonl; after a resume, rows past the checkpoint are dropped first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step] if state.global_step else []
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class ProgressBar(TrainerCallback):
+    """A bar on a terminal, nothing elsewhere: logs of other machines are not filled with it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        off = None if state.is_world_process_zero else True  # None: off unless a terminal
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", disable=off)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix({k: f"{logs[k]:.3g}" for k in ("loss", "accuracy") if k in logs}, refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
+        self.bar = None
+
+
+def latest_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint-N that was written to its end (trainer_state.json comes last), or None."""
+    found = {int(p.name.split("-")[1]): p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit()}
+    whole = [step for step, path in found.items() if _whole(path)]
+    return str(found[max(whole)]) if whole else None
+
+
+def _whole(checkpoint: Path) -> bool:
+    state = checkpoint / "trainer_state.json"
+    try:
+        return state.is_file() and bool(json.loads(state.read_text()))
+    except json.JSONDecodeError:  # killed while writing it
+        return False

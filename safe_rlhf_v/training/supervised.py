@@ -1,0 +1,219 @@
+"""Supervised fine-tuning and the reward and cost models of Safe RLHF-V (arXiv 2503.17682), from data to a saved folder.
+
+Each function trains, measures on the evaluation rows and writes to `output_dir`: the model with its processor,
+metrics.jsonl, metrics.json, left_out.jsonl, settings.yaml and a model card. Run again, it resumes from the newest
+whole checkpoint, bit for bit on the same hardware.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+
+from beavertails_v.schema import Comparison, LabelledResponse
+from safe_rlhf_v.algorithms.cost_model import CostModel
+from safe_rlhf_v.algorithms.reward_model import RewardModel
+from safe_rlhf_v.config import Settings, SettingsError, TrainSection
+from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, load_backbone
+from safe_rlhf_v.models.heads import HeadedModel, save_adapter
+from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.training.card import write_card
+from safe_rlhf_v.training.encode import PairCollator, ResponseCollator, Rows, pair_rows, response_rows
+from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
+from safe_rlhf_v.training.trainers import PreferenceTrainer, ResponseLogps, SFTTrainer, SupervisedTrainer
+
+SAMPLE = 1000  # training pairs scored at the end, for the cost threshold "auto"
+Resume = str | bool | None
+
+
+def train_sft(
+    train: Sequence[Comparison] | Sequence[LabelledResponse],
+    evaluation: Sequence[Comparison] | Sequence[LabelledResponse],
+    base: str | Path,
+    output_dir: str | Path,
+    settings: Settings,
+    resume_from_checkpoint: Resume = "auto",
+) -> dict[str, Any]:
+    """Fine-tune `base` on the responses that settings.sft.responses picks; returns what metrics.json holds.
+
+    Adapters are merged: the folder always holds a whole model. resume_from_checkpoint: "auto", a folder, or None.
+    Raises DataError where no row can be encoded, SettingsError where the settings cannot go together.
+    """
+    section, output_dir = settings.sft, Path(output_dir)
+    backbone, encoder = _load(base, settings, section)
+    if section.use_lora:
+        add_lora(backbone, lora_settings(settings))
+    rows = response_rows(train, section.responses, encoder)
+    held_out = response_rows(evaluation, section.responses, encoder)
+    trainer = SFTTrainer(
+        ResponseLogps(backbone, encoder.placeholder_ids),
+        training_arguments(section, output_dir, settings.seed),
+        train_dataset=rows,
+        eval_dataset=held_out,
+        data_collator=ResponseCollator(encoder),
+        callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
+    )
+    measured = _fit(trainer, "sft", resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        _save_policy(backbone, encoder, output_dir, settings)
+    return _finish(trainer, "sft", base, settings, rows, held_out, measured)
+
+
+def train_preference_model(
+    kind: Literal["reward", "cost"],
+    train: Sequence[Comparison],
+    evaluation: Sequence[Comparison],
+    base: str | Path,
+    output_dir: str | Path,
+    settings: Settings,
+    resume_from_checkpoint: Resume = "auto",
+) -> dict[str, Any]:
+    """Train a reward model (which response is more helpful) or a cost model (which is safer, and is it safe).
+
+    Returns what metrics.json holds; its train_sample holds the same metrics on at most 1,000 training pairs, among them
+    mean_cost_safer, from which a cost threshold can be taken. Raises as `train_sft`.
+    """
+    section, output_dir = getattr(settings, kind), Path(output_dir)
+    backbone, encoder = _load(base, settings, section)
+    _freeze_output_layer(backbone)
+    model = HeadedModel(backbone, {"score": 1}, lora_settings(settings) if section.use_lora else None)
+    rows, held_out = pair_rows(train, encoder), pair_rows(evaluation, encoder)
+    trainer = PreferenceTrainer(
+        model,
+        training_arguments(section, output_dir, settings.seed),
+        kind=kind,
+        algorithm=_algorithm(kind, settings),
+        train_dataset=rows,
+        eval_dataset=held_out,
+        data_collator=PairCollator(encoder, graded=kind == "reward" or settings.cost.graded),
+        callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
+    )
+    measured = _fit(trainer, kind, resume_from_checkpoint)
+    scores, labels = trainer.score_all(trainer.get_eval_dataloader())
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))[:SAMPLE].tolist()
+    measured["train_sample"] = trainer.measure(trainer.get_eval_dataloader(Subset(rows, chosen)))
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output_dir, encoder.processor)
+        _write_scores(output_dir / "evaluation_scores.jsonl", scores, labels)
+    return _finish(trainer, kind, base, settings, rows, held_out, measured)
+
+
+def _load(base: str | Path, settings: Settings, section: TrainSection) -> tuple[Any, Encoder]:
+    """Backbone with what does not train frozen, and its encoder. Seeds first: heads and adapters follow."""
+    model = settings.model
+    if model.quantization and not section.use_lora:
+        raise SettingsError(f"model.quantization = {model.quantization!r} needs use_lora: true: only adapters train")
+    set_seed(settings.seed)
+    backbone = load_backbone(
+        base, dtype=model.dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
+    )
+    if section.freeze_vision:
+        freeze_vision(backbone)
+    if section.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    limits = (model.max_prompt_length, model.max_response_length)
+    return backbone, Encoder(load_processor(base), limits[0], max_response_length=limits[1], config=backbone.config)
+
+
+def _freeze_output_layer(backbone: Any) -> None:
+    """A scoring model forms no logits; DDP waits for ever for the gradients of weights that no loss reaches."""
+    output, embedding = backbone.get_output_embeddings(), backbone.get_input_embeddings()
+    if output.weight is not embedding.weight:
+        output.requires_grad_(False)
+
+
+def lora_settings(settings: Settings) -> LoraSettings:
+    """The adapters of settings.model.lora."""
+    lora = settings.model.lora
+    return LoraSettings(r=lora.r, alpha=lora.alpha, dropout=lora.dropout)
+
+
+def _algorithm(kind: str, settings: Settings) -> RewardModel | CostModel:
+    if kind == "reward":
+        return RewardModel(regularization=settings.reward.regularization)
+    return CostModel(
+        sign_weight=settings.cost.sign_weight,
+        regularization=settings.cost.regularization,
+        allow_contradictory="contradictory" in settings.data.keep,
+    )
+
+
+def training_arguments(section: TrainSection, output_dir: str | Path, seed: int, **more: Any) -> TrainingArguments:
+    """transformers' arguments of a stage: those of the section, and what our batches need."""
+    # gradient_checkpointing is set on the backbone: the module that Trainer sees is not a PreTrainedModel.
+    ours = {"freeze_vision", "use_lora", "report_to", "eval_steps", "gradient_checkpointing"}
+    shared = section.model_dump(include=set(TrainSection.model_fields) - ours)
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        seed=seed,
+        report_to=section.report_to or "none",
+        eval_strategy="steps" if section.eval_steps else "no",
+        eval_steps=section.eval_steps or None,
+        remove_unused_columns=False,
+        label_names=[],
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=not section.freeze_vision,
+        dataloader_pin_memory=False,
+        **shared,
+        **more,
+    )
+
+
+def _fit(trainer: SupervisedTrainer, name: str, resume: Resume) -> dict[str, Any]:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise SettingsError("the supervised stages run under DDP, one process a GPU, not under FSDP or DeepSpeed")
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(ProgressBar(name))
+    folder = str(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=latest_checkpoint(folder) if resume == "auto" else resume)
+    evaluation = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if name != "epoch"}
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return {"steps": trainer.state.global_step, "train_loss": losses[-1] if losses else None, "evaluation": evaluation}
+
+
+def _save_policy(backbone: Any, encoder: Encoder, output_dir: Path, settings: Settings) -> None:
+    """A whole model: adapters are merged into full-precision weights, also where training ran on quantized ones."""
+    if settings.sft.use_lora:
+        save_adapter(backbone, "default", output_dir / "adapter")
+        backbone = load_backbone(output_dir / "adapter", dtype=settings.model.dtype)
+    backbone.save_pretrained(output_dir)
+    encoder.processor.save_pretrained(output_dir)
+
+
+def _write_scores(path: Path, scores: Tensor, labels: Mapping[str, Tensor]) -> None:
+    """One line a pair, in data-set order: scores, more_helpful, safer, unsafe, tied_helpfulness, tied_safety."""
+    columns = {"scores": scores.tolist(), **{name: values.tolist() for name, values in labels.items()}}
+    rows = zip(*columns.values(), strict=True)
+    path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+
+
+def _finish(
+    trainer: SupervisedTrainer,
+    kind: str,
+    base: str | Path,
+    settings: Settings,
+    rows: Rows,
+    held_out: Rows,
+    measured: dict[str, Any],
+) -> dict[str, Any]:
+    """Write metrics.json, left_out.jsonl, settings.yaml and the model card, on the main process alone."""
+    output_dir = Path(str(trainer.args.output_dir))
+    measured |= {"train_rows": len(rows), "evaluation_rows": len(held_out), "left_out": len(rows.left_out)}
+    if trainer.is_world_process_zero():
+        (output_dir / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n")
+        left_out = [asdict(x) for x in rows.left_out + held_out.left_out]
+        (output_dir / "left_out.jsonl").write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in left_out))
+        settings.save(output_dir / "settings.yaml")
+        write_card(output_dir, kind, str(base), settings, measured)
+    trainer.accelerator.wait_for_everyone()
+    return measured

@@ -1,0 +1,180 @@
+"""The trainers of the supervised stages on transformers.Trainer: fine-tuning, reward and cost models.
+
+So arguments, callbacks, trackers, sharding and resuming are those users know. What is ours: a batch is a dict of the
+dataclasses in `types`; checkpoints hold what is trained and nothing frozen; a loss that is not finite is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from safe_rlhf_v.losses import token_cross_entropy
+from safe_rlhf_v.models.backbone import encode_images, output_head, response_hidden, vision_is_frozen
+from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.tensors import token_logps
+from safe_rlhf_v.training.encode import interleaved
+from safe_rlhf_v.training.preference_metrics import cost_metrics, reward_metrics
+from safe_rlhf_v.types import Inputs, Responses
+
+WEIGHTS = "model.safetensors"  # the name Trainer knows
+
+
+class SupervisedTrainer(Trainer):
+    """Trainer for batches of our dataclasses. A subclass gives `loss(model, batch) -> (loss, metrics)`."""
+
+    backbone: Any  # of the unwrapped model: frozen pictures are encoded outside the wrapped forward
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
+        args._n_gpu = min(args.n_gpu, 1)  # without a launcher several GPUs mean DataParallel, which splits tensors only
+        super().__init__(model, args, **kwargs)
+        self._sums: dict[str, list[float]] = defaultdict(list)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        raise NotImplementedError
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        loss, metrics = self.loss(model, inputs)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}: lower learning_rate, "
+                "or load the model in float32"
+            )
+        for name, value in metrics.items():
+            self._sums[name].append(value)
+        return (loss, {}) if return_outputs else loss
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return {name: value.to(self.args.device) for name, value in inputs.items()}
+
+    def features(self, prompts: Inputs) -> Inputs:
+        """Prompts with image features where the tower is frozen, so that a picture is encoded once a step."""
+        return encode_images(self.backbone, prompts) if vision_is_frozen(self.backbone) else prompts
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._sums.items()}
+            self._sums.clear()
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """What is trained, and buffers: a frozen 7B backbone is not written at every checkpoint."""
+        folder = Path(output_dir or self.args.output_dir)  # type: ignore[arg-type]
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.model.state_dict() if state_dict is None else state_dict
+        kept = {name: state[name].contiguous() for name in _trained(self.model) if name in state}
+        save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        target = self.model if model is None else model
+        missing = [name for name in _trained(target) if name not in state]
+        unexpected = target.load_state_dict(state, strict=False).unexpected_keys
+        if missing or unexpected:
+            raise ValueError(
+                f"{resume_from_checkpoint} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}"
+                "; resume with the settings it was started with"
+            )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of the evaluation set, each named eval_*; those that cannot be known (no pairs) are left out."""
+        found = self.measure(self.get_eval_dataloader(eval_dataset))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items() if value is not None}
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measure(self, batches: Any) -> dict[str, float | None]:
+        raise NotImplementedError
+
+
+def _trained(model: nn.Module) -> list[str]:
+    """Names of trained parameters (tied ones once) and of buffers that a state dict holds."""
+    buffers = set(dict(model.named_buffers())) & set(model.state_dict())
+    return [name for name, p in model.named_parameters() if p.requires_grad] + sorted(buffers)
+
+
+class ResponseLogps(nn.Module):
+    """(B, R) log-probabilities of the responses, as one module, so that DDP and FSDP see its forward."""
+
+    def __init__(self, backbone: Any, suppress: tuple[int, ...]) -> None:
+        super().__init__()
+        self.backbone, self.suppress = backbone, suppress
+
+    def forward(self, prompts: Inputs, responses: Responses) -> Tensor:
+        hidden = response_hidden(self.backbone, prompts, responses)  # (B, R, H)
+        return token_logps(hidden, output_head(self.backbone), responses.ids, suppress=self.suppress)
+
+
+class SFTTrainer(SupervisedTrainer):
+    """Cross-entropy on response tokens only; a placeholder's probability is not trained, as it is never sampled."""
+
+    def __init__(self, model: ResponseLogps, args: TrainingArguments, **kwargs: Any) -> None:
+        self.backbone = model.backbone
+        super().__init__(model, args, **kwargs)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        logps = model(self.features(batch["prompts"]), batch["responses"])
+        return token_cross_entropy(logps, batch["responses"].mask), {}
+
+    @torch.no_grad()
+    def measure(self, batches: Any) -> dict[str, float | None]:
+        self.model.eval()
+        rows: list[Tensor] = []
+        for batch in map(self._prepare_inputs, batches):
+            mask = batch["responses"].mask
+            logps = self.model(self.features(batch["prompts"]), batch["responses"])
+            mean = -(logps.masked_fill(~mask, 0.0).sum(1) / mask.sum(1))  # (B,)
+            rows.append(self.accelerator.gather_for_metrics(mean))
+        loss = torch.cat(rows).double().mean().item()
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+class PreferenceTrainer(SupervisedTrainer):
+    """A reward or cost model: one score a response, both responses of a pair in one forward of 2B rows.
+
+    algorithm: `RewardModel` or `CostModel`. metrics: scores (N, 2) and labels to the metrics of `evaluate`.
+    """
+
+    def __init__(self, model: HeadedModel, args: TrainingArguments, *, algorithm: Any, kind: str, **more: Any) -> None:
+        self.backbone, self.algorithm = model.backbone, algorithm
+        self.metrics: Callable[..., dict[str, float | None]] = {"reward": reward_metrics, "cost": cost_metrics}[kind]
+        super().__init__(model, args, **more)
+
+    def scores(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """(B, 2) in data-set order."""
+        pairs = batch["pairs"]
+        prompts = self.features(pairs.prompts).repeat(2)
+        return model(prompts, interleaved(pairs.responses))["score"].view(-1, 2)  # type: ignore[no-any-return]
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        loss, metrics = self.algorithm.loss(self.scores(model, batch), batch["pairs"])
+        return loss, metrics
+
+    def score_all(self, batches: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores (N, 2) and labels of every pair, of all ranks, on the CPU."""
+        self.model.eval()
+        columns: dict[str, list[Tensor]] = defaultdict(list)
+        for batch in map(self._prepare_inputs, batches):
+            pairs = batch["pairs"]
+            with torch.no_grad(), self.compute_loss_context_manager():
+                row = {"scores": self.scores(self.model, batch)}
+            row |= {"more_helpful": pairs.more_helpful, "safer": pairs.safer}
+            row |= {name: batch[name] for name in ("unsafe", "tied_helpfulness", "tied_safety")}
+            for name, value in self.accelerator.gather_for_metrics(row).items():
+                columns[name].append(value.cpu())
+        joined = {name: torch.cat(values) for name, values in columns.items()}
+        return joined.pop("scores"), joined
+
+    def measure(self, batches: Any) -> dict[str, float | None]:
+        return self.metrics(*self.score_all(batches))

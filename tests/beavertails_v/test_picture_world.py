@@ -78,7 +78,7 @@ def test_the_same_sentence_is_harmless_with_one_picture_and_harmful_with_another
     by_text = {}
     for row in generate("train", 1500, seed=4):
         if facts_of(row.prompt)["intent"] == "disguise":
-            by_text.setdefault(row.prompt.text, []).append(invites_harm(row.prompt))
+            by_text.setdefault(row.prompt.text.partition("how do i")[2], []).append(invites_harm(row.prompt))
     asked_often = [answers for answers in by_text.values() if len(answers) >= 6]
     assert len(asked_often) > 10
     assert all(set(answers) == {True, False} for answers in asked_often)

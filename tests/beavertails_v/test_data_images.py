@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from beavertails_v.images import ImageError, ImageLimits, Picture, picture_below
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noisy(size: tuple[int, int] = (64, 48)) -> Image.Image:
+    return Image.effect_noise(size, 80).convert("RGB")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims this size and holds next to nothing: what a decompression bomb looks like."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    body = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def refused(data: bytes, **limits: object) -> str:
+    picture = Picture.from_bytes(data, where="rows.parquet row 7", limits=ImageLimits(**limits))  # type: ignore[arg-type]
+    for use in (picture.load, picture.check):
+        with pytest.raises(ImageError, match="rows.parquet row 7") as error:
+            use()
+    return str(error.value)
+
+
+def test_sha256_is_of_the_bytes_as_they_came() -> None:
+    data = encode(noisy())
+    picture = Picture.from_bytes(data)
+    assert picture.encoded() == data
+    assert picture.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_equal_bytes_are_equal_pictures_wherever_they_stand(tmp_path: Path) -> None:
+    data = encode(noisy())
+    (tmp_path / "a.png").write_bytes(data)
+    there = Picture.from_path(tmp_path / "a.png")
+    assert there == Picture.from_bytes(data)
+    assert hash(there) == hash(Picture.from_bytes(data))
+    assert there != Picture.from_bytes(encode(noisy((8, 8))))
+
+
+def test_picture_is_immutable_and_pickles_without_its_pixels(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(noisy((400, 400))))
+    picture = Picture.from_path(tmp_path / "a.png", limits=ImageLimits(max_aspect=3))
+    again = pickle.loads(pickle.dumps(picture))
+    assert again == picture and again.limits.max_aspect == 3 and again.where == picture.where
+    assert len(pickle.dumps(picture)) < 1000
+    with pytest.raises(AttributeError, match="immutable"):
+        picture.where = "elsewhere"
+
+
+def test_from_pil_keeps_the_pixels() -> None:
+    image = noisy()
+    assert Picture.from_pil(image).load().tobytes() == image.tobytes()
+
+
+def test_orientation_is_applied_and_metadata_is_gone() -> None:
+    # 4 wide, 2 high, left half red. Orientation 6 = turn by 90 degrees clockwise: 2 wide, 4 high, the top red.
+    image = Image.new("RGB", (32, 16), "blue")
+    image.paste((255, 0, 0), (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    picture = Picture.from_bytes(encode(image, "JPEG", exif=exif, quality=95, comment=b"where I live"))
+    upright = picture.load()
+    assert upright.size == (16, 32)
+    red, _, blue = upright.getpixel((8, 4))
+    assert red > 200 and blue < 60
+    assert not upright.getexif() and not upright.info
+    assert not picture.clean().load().getexif()
+    assert b"where I live" in picture.encoded() and b"where I live" not in picture.clean().encoded()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(mode: str) -> None:
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    if mode == "P":
+        palette = Image.new("P", (4, 4), 1)
+        palette.putpalette([0, 0, 0, 9, 9, 9])
+        palette.putpixel((0, 0), 0)
+        data = encode(palette, transparency=1)
+    else:
+        data = encode(image.convert(mode))
+    loaded = Picture.from_bytes(data).load()
+    assert loaded.mode == "RGB"
+    assert loaded.getpixel((3, 3)) == (255, 255, 255) and loaded.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_half_transparent_black_is_mid_grey() -> None:
+    # 0 * 128/255 + 255 * 127/255 = 127
+    value = Picture.from_bytes(encode(Image.new("RGBA", (2, 2), (0, 0, 0, 128)))).load().getpixel((0, 0))
+    assert all(abs(v - 127) <= 1 for v in value)
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    image = Image.new("I;16", (3, 1))
+    for x, value in enumerate((0, 32896, 65535)):  # 32896 = 128 * 257
+        image.putpixel((x, 0), value)
+    loaded = Picture.from_bytes(encode(image)).load()
+    assert [loaded.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+
+
+def test_cmyk_and_grey_and_one_bit_become_rgb() -> None:
+    cmyk = Picture.from_bytes(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)).load()
+    red, green, _ = cmyk.getpixel((8, 8))
+    assert cmyk.mode == "RGB" and red > 200 and green < 60
+    assert Picture.from_bytes(encode(Image.new("L", (4, 4), 99))).load().getpixel((0, 0)) == (99, 99, 99)
+    assert Picture.from_bytes(encode(Image.new("1", (4, 4), 1))).load().getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_decompression_bomb_is_refused_before_decoding() -> None:
+    assert "400,000,000 pixels" in refused(png_header(20000, 20000)) or "bomb" in refused(png_header(20000, 20000))
+    assert "100,000,000 pixels" in refused(png_header(10000, 10000)) or "bomb" in refused(png_header(10000, 10000))
+    assert "49,000,000 pixels" in refused(png_header(7000, 7000))
+
+
+def test_pixel_limit_is_the_option() -> None:
+    assert "ImageLimits.max_pixels" in refused(encode(noisy((64, 48))), max_pixels=64 * 48 - 1)
+    Picture.from_bytes(encode(noisy((64, 48))), limits=ImageLimits(max_pixels=64 * 48)).check()
+
+
+def test_byte_limit(tmp_path: Path) -> None:
+    data = encode(noisy())
+    assert "ImageLimits.max_bytes" in refused(data, max_bytes=len(data) - 1)
+    Picture.from_bytes(data, limits=ImageLimits(max_bytes=len(data))).check()
+    path = tmp_path / "big.png"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="big.png"):
+        _ = Picture.from_path(path, limits=ImageLimits(max_bytes=100)).sha256
+
+
+def test_extreme_aspect_is_refused() -> None:
+    assert "51x1" in refused(encode(Image.new("RGB", (51, 1))))
+    assert "1x51" in refused(encode(Image.new("RGB", (1, 51))))
+    Picture.from_bytes(encode(Image.new("RGB", (50, 1)))).check()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_animation_is_refused_unless_allowed(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert "2 frames" in refused(data)
+    first = Picture.from_bytes(data, limits=ImageLimits(max_frames=2)).load()
+    assert first.getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_camera_file_with_a_second_eye_is_one_picture() -> None:
+    data = encode(noisy(), "MPO", save_all=True, append_images=[noisy()])
+    Picture.from_bytes(data).check()
+    assert Picture.from_bytes(data).load().size == (64, 48)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "EPS", "ICO", "PPM", "PDF"])
+def test_formats_outside_the_list_are_refused_whatever_their_name(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(noisy(), kind))
+    with pytest.raises(ImageError, match="not a picture of an allowed format") as error:
+        Picture.from_path(tmp_path / "a.png").load()
+    assert "a.png" in str(error.value)
+
+
+def test_extension_does_not_matter_content_does(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(encode(noisy(), "JPEG"))
+    assert Picture.from_path(tmp_path / "a.txt").load().size == (64, 48)
+    assert "allowed format" in refused(encode(noisy(), "JPEG"), formats=("PNG",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {})]
+)
+def test_truncated_files_are_refused(kind: str, options: dict[str, object]) -> None:
+    data = encode(noisy((200, 150)), kind, **options)
+    Picture.from_bytes(data).check()
+    assert "truncated" in refused(data[: len(data) // 2])
+
+
+def test_header_check_sees_limits_but_not_damage() -> None:
+    data = encode(noisy((200, 150)))
+    Picture.from_bytes(data[: len(data) // 2]).check(full=False)
+    with pytest.raises(ImageError):
+        Picture.from_bytes(data, limits=ImageLimits(max_pixels=9)).check(full=False)
+
+
+@pytest.mark.parametrize("data", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n", b"GIF89a", os.urandom(500)])
+def test_rubbish_is_an_image_error(data: bytes) -> None:
+    refused(data)
+
+
+def test_missing_file_names_itself(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="gone.png"):
+        Picture.from_path(tmp_path / "gone.png").load()
+
+
+def test_names_must_stay_below_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "deep").mkdir(parents=True)
+    for place in (tmp_path / "secret.png", folder / "deep" / "a.png"):
+        place.write_bytes(encode(noisy()))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "inner.png").symlink_to(folder / "deep" / "a.png")
+    (folder / "up").symlink_to(folder / "deep")
+    assert picture_below(folder, "deep/a.png").load().size == (64, 48)
+    assert picture_below(folder, "deep/../deep/a.png").load().size == (64, 48)
+    for name in ("../secret.png", "deep/../../secret.png", str(tmp_path / "secret.png"), "link.png"):
+        with pytest.raises(ImageError, match="outside"):
+            picture_below(folder, name)
+    for name in ("inner.png", "up/a.png"):
+        with pytest.raises(ImageError, match="link"):
+            picture_below(folder, name)
+    with pytest.raises(ImageError, match="outside"):
+        picture_below(folder, str(folder / "deep" / "a.png"))
+    for name in ("none.png", "deep", "", "a\0b"):
+        with pytest.raises(ImageError, match="not a file"):
+            picture_below(folder, name)

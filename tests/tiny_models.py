@@ -1,17 +1,20 @@
 """Random tiny vision-language models of three families, built from their configs, with tokenizers trained in memory.
 
 Nothing is downloaded. Hidden size 16, two layers, 3-4 image tokens per picture; sizes are as small as each family allows.
-`FAMILIES` maps a name to a builder returning (model, processor). `save(family, folder)` writes both to disk.
+`FAMILIES` maps a name to a builder returning (model, processor). `save(family, folder)` writes both to disk; `loaded(family)`
+gives a shared (model, encoder) that a test must not change; `prompts()` has one, no and two pictures of different sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Idefics3Config,
@@ -29,6 +32,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from beavertails_v.images import Picture
+from beavertails_v.schema import Prompt
+from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.quirks import NoVideos
 
 CORPUS = [
@@ -45,7 +51,7 @@ CHATML = (
 ROWS_COLS = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
 
 
-@lru_cache
+@cache
 def _trained() -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -155,6 +161,29 @@ def _model(cls: Any, config: Any, tok: PreTrainedTokenizerFast, seed: int) -> An
 
 
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {"llava": llava, "idefics3": idefics3, "qwen2_5_vl": qwen2_5_vl}
+
+
+@cache
+def loaded(family: str) -> tuple[Any, Encoder]:
+    """A model and its encoder, shared by all tests: read only."""
+    model, processor = FAMILIES[family]()
+    return model.requires_grad_(False), Encoder(processor, config=model.config)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Picture:
+    """Noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Picture.from_pil(Image.fromarray(pixels))
+
+
+def prompts() -> list[Prompt]:
+    """One picture, no picture, two pictures of other sizes, one picture and a longer question."""
+    return [
+        Prompt(text="what is in the picture?", images=(picture(20, 24, 1),)),
+        Prompt(text="tell me about the knife, the pills and the lock."),
+        Prompt(text="how do I use it?", images=(picture(16, 16, 2), picture(40, 17, 3))),
+        Prompt(text="the picture shows a red ball. first take the key, then turn it?", images=(picture(33, 30, 4),)),
+    ]
 
 
 def save(family: str, folder: Path | str, seed: int = 0) -> Path:

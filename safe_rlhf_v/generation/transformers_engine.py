@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,13 +31,24 @@ class TransformersEngine:
         The prompt ids used are `inputs.input_ids` exactly. A response cut off at the limit is all True in its mask.
         """
         inputs = inputs.repeat(samples).to(self.model.device)
-        was_training = self.model.training
-        self.model.eval()
-        output = self.model.generate(**join(inputs), generation_config=self._config(sampling))
-        self.model.train(was_training)
+        with self._undisturbed():
+            output = self.model.generate(**join(inputs), generation_config=self._config(sampling))
         ids = output[:, inputs.input_ids.shape[1] :]
         mask = through_eos(ids, self.eos_ids)
         return Responses(ids=ids.masked_fill(~mask, self.encoder.pad_id), mask=mask)
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Eval mode, and none of the checkpoint's own generation settings: transformers would fill them in (repetition
+        penalty, top-k 50, ...), and responses would come from another distribution than `token_logps` speaks of."""
+        training, settings = self.model.training, self.model.generation_config
+        self.model.eval()
+        self.model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            self.model.generation_config = settings
+            self.model.train(training)
 
     def _config(self, sampling: Sampling) -> GenerationConfig:
         drawn = sampling.temperature > 0

@@ -9,6 +9,8 @@ import hashlib
 import importlib.util
 import json
 import re
+import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 Quantization = Literal["4bit", "8bit"]
+_HEADS: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,15 +111,31 @@ def _position_ids(model: Any, kwargs: dict[str, Any]) -> Tensor:
 
 
 def output_head(model: Any) -> nn.Module:
-    """The map from hidden states to logits (..., V) that generation uses: output layer, then scaling or capping."""
+    """The map from hidden states to the logits (..., V) that generation uses: output layer, then scaling or capping.
+
+    Found once per model by comparing with the model's own logits on two tokens. Raises NotImplementedError where they
+    come about in a way `quirks` does not know.
+    """
+    if model not in _HEADS:
+        _HEADS[model] = _find_head(model)
+    return _HEADS[model]
+
+
+@torch.no_grad()
+def _find_head(model: Any) -> nn.Module:
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = 1.0
-    for name in LOGIT_DIVISORS:
-        scale /= getattr(config, name, None) or 1.0
-    for name in LOGIT_FACTORS:
-        scale *= getattr(config, name, None) or 1.0
-    caps = [cap for name in LOGIT_CAPS if (cap := getattr(config, name, None))]
-    return layer if scale == 1.0 and not caps else ScaledHead(layer, scale, caps[0] if caps else None)
+    value = lambda names: next((v for n in names if (v := getattr(config, n, None))), None)  # noqa: E731
+    scaled = ScaledHead(layer, (value(LOGIT_FACTORS) or 1.0) / (value(LOGIT_DIVISORS) or 1.0), value(LOGIT_CAPS))
+    was_training = model.training
+    model.eval()
+    probe = torch.tensor([[1, 2]], device=model.device)
+    logits = model(input_ids=probe).logits
+    hidden = model.base_model(input_ids=probe).last_hidden_state
+    model.train(was_training)
+    for head in (layer, scaled):
+        if torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
+            return head
+    raise NotImplementedError(f"{type(model).__name__}: its logits are not its output layer's; add how to models/quirks.py")
 
 
 class ScaledHead(nn.Module):
@@ -207,12 +226,18 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
 
 def add_lora(model: Any, settings: LoraSettings, name: str = "default") -> dict[str, nn.Parameter]:
     """Freeze the model, inject a fresh adapter (a zero change) and return its parameters, which take gradients."""
-    config = lora_config(model, settings)
-    trainable = {n for n, p in model.named_parameters() if p.requires_grad and ".lora_" in n}
-    model.add_adapter(config, adapter_name=name)
+    return inject(model, lora_config(model, settings), name)
+
+
+def inject(model: Any, config: LoraConfig, name: str) -> dict[str, nn.Parameter]:
+    """Inject one more adapter, in float32. It takes gradients, and so do earlier adapters that did; the base does not."""
+    before = {key for key, p in model.named_parameters() if p.requires_grad and ".lora_" in key}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        model.add_adapter(config, adapter_name=name)
     mine = adapter_parameters(model, name)
     for key, parameter in model.named_parameters():
-        parameter.requires_grad_(key in mine or key in trainable)
+        parameter.requires_grad_(key in mine or key in before)
     for parameter in mine.values():
         parameter.data = parameter.data.float()
     return mine

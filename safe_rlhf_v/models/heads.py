@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from safe_rlhf_v.models.backbone import LoraSettings, add_lora, fingerprint, hidden_states, load_backbone
+from safe_rlhf_v.models.backbone import LoraSettings, add_lora, fingerprint, hidden_states, inject, load_backbone
 from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.tensors import pool_last
 from safe_rlhf_v.types import Inputs, Responses
@@ -131,12 +131,9 @@ def load_adapter(backbone: Any, folder: str | Path, name: str) -> None:
     folder = Path(folder)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False
-    others = {n for n, p in backbone.named_parameters() if p.requires_grad and ".lora_" in n}
-    backbone.add_adapter(config, adapter_name=name)
+    mine = inject(backbone, config, name)
     weights = {k.removeprefix("base_model.model."): v for k, v in load_file(folder / ADAPTER_FILE).items()}
     outcome = set_peft_model_state_dict(backbone, weights, adapter_name=name)
-    missing = [k for k in outcome.missing_keys if f".{name}." in k and ".lora_" in k]
+    missing = sorted(mine.keys() & set(outcome.missing_keys))
     if missing or outcome.unexpected_keys:
         raise ValueError(f"adapter {folder} does not fit the base: missing {missing[:3]}, unexpected {outcome.unexpected_keys[:3]}")
-    for key, parameter in backbone.named_parameters():
-        parameter.requires_grad_(f".{name}." in key and ".lora_" in key or key in others)

@@ -21,6 +21,7 @@ from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.generation.transformers_engine import TransformersEngine
 from safe_rlhf_v.models.backbone import (
     LoraSettings,
+    adapter_parameters,
     add_lora,
     encode_images,
     fingerprint,
@@ -227,9 +228,9 @@ class AdapterRoles(_Roles):
         heads: dict[str, nn.Linear] = {}
         for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
             if folder is not None:
-                heads[which] = _load_role(backbone, Path(folder), which, which)
+                heads[which] = _load_role(backbone, Path(folder), which)
             if critics and folder is not None:
-                heads[f"{which}_critic"] = _load_role(backbone, Path(folder), which, f"{which}_critic")
+                heads[f"{which}_critic"] = _load_role(backbone, Path(folder), f"{which}_critic")
             elif critics:
                 add_lora(backbone, lora, f"{which}_critic")
                 heads[f"{which}_critic"] = _zero_head(backbone)
@@ -240,8 +241,6 @@ class AdapterRoles(_Roles):
 
     def _collect(self, role: str) -> dict[str, nn.Parameter]:
         """Parameters of a role that trains: its adapter's, and its head's; they are turned on here."""
-        from safe_rlhf_v.models.backbone import adapter_parameters
-
         parameters = adapter_parameters(self.backbone, role)
         if role in self.heads:
             parameters |= {f"head.{name}": p for name, p in self.heads[role].named_parameters()}
@@ -298,7 +297,7 @@ class SeparateRoles(_Roles):
         chunk_size: int = 1024,
         vision_cache_bytes: int = 0,
     ) -> None:
-        heads = {f"{role}": headed.heads[role.removesuffix("_critic")] for role, headed in scorers.items()}
+        heads = {role: headed.heads[pick_head(headed.heads, role, "scorers")] for role, headed in scorers.items()}
         super().__init__(encoder, heads, chunk_size, vision_cache_bytes)  # type: ignore[arg-type]
         self.models = {"policy": policy, "reference": reference} | {r: h.backbone for r, h in scorers.items()}
         self._one_tower = all([share_vision(m, policy) for r, m in self.models.items() if r != "policy"])
@@ -333,9 +332,8 @@ class SeparateRoles(_Roles):
         scorers = {}
         for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
             if folder is not None:
+                _same_tokens(encoder.tokenizer, folder)
                 scorers[which] = HeadedModel.from_pretrained(folder, **load).to(device or "cpu")
-                if which not in scorers[which].heads:
-                    raise ValueError(f"{folder} has no head {which!r}: it has {sorted(scorers[which].heads)}")
                 if critics:
                     scorers[f"{which}_critic"] = copy.deepcopy(scorers[which])
         return cls(policy, copy.deepcopy(policy), scorers, encoder, **options)
@@ -360,11 +358,25 @@ class SeparateRoles(_Roles):
         self.encoder.processor.save_pretrained(folder)
 
 
-def _load_role(backbone: Any, folder: Path, head: str, role: str) -> nn.Linear:
+def _same_tokens(tokenizer: Any, folder: str | Path) -> None:
+    """Roles are handed one set of token ids: a reward or cost model with other tokens would read nonsense."""
+    other: Any = load_processor(folder)
+    if other.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"{folder} has another vocabulary than the policy: its model would misread the policy's token ids")
+
+
+def pick_head(heads: Mapping[str, Any] | nn.ModuleDict, role: str, where: Any) -> str:
+    """The head that serves a role: the one of its name, else the only one there is."""
+    which = role.removesuffix("_critic")
+    if which in heads or len(heads) == 1:
+        return which if which in heads else next(iter(heads))
+    raise ValueError(f"{where}: no head {which!r} among {sorted(heads)}, so it is unclear which one to use")
+
+
+def _load_role(backbone: Any, folder: Path, role: str) -> nn.Linear:
     """Inject the adapter of a saved reward or cost model under the name `role`; returns its head."""
     description = read_description(folder)
-    if head not in description["heads"]:
-        raise ValueError(f"{folder} has no head {head!r}: it has {sorted(description['heads'])}")
+    head = pick_head(description["heads"], role, folder)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds full weights, not an adapter: train it with LoRA, or use SeparateRoles")
     theirs, ours = description.get("fingerprint"), fingerprint(backbone)

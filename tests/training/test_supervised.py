@@ -148,9 +148,7 @@ def test_pads_of_the_shorter_response_are_not_masked_in() -> None:
     assert both.mask.tolist() == [[True, True, False], [True, True, True]]
 
 
-def test_loss_that_is_not_finite_stops_the_run(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loss_that_is_not_finite_stops_the_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainers, "token_cross_entropy", lambda logps, mask: logps.sum() * float("nan"))
     with pytest.raises(FloatingPointError, match="loss of step 1 is nan: lower learning_rate"):
         train_sft(comparisons(8), comparisons(4), base, tmp_path, settings("sft"))
@@ -183,7 +181,9 @@ def run_killed_at(step: int, run: Callable[[], Any], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("stage", ["sft", "cost"])
-def test_killed_run_resumes_bit_for_bit(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_killed_run_resumes_bit_for_bit(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     """Two epochs and a bit, dropout on, killed at step 8 between the checkpoints of steps 5 and 10."""
     chosen = settings(stage, f"{stage}.use_lora=true", "model.lora.dropout=0.2")
 
@@ -197,7 +197,8 @@ def test_killed_run_resumes_bit_for_bit(base: Path, tmp_path: Path, monkeypatch:
     assert latest_checkpoint(tmp_path / "killed") == str(tmp_path / "killed" / "checkpoint-5")
     (tmp_path / "killed" / "checkpoint-7").mkdir()  # one whose writing was cut short
     steps: list[int] = []
-    monkeypatch.setattr(MetricsFile, "on_step_begin", lambda self, args, state, *_, **__: steps.append(state.global_step))
+    note = lambda self, args, state, *_, **more: steps.append(state.global_step)  # noqa: E731
+    monkeypatch.setattr(MetricsFile, "on_step_begin", note)
     resumed = run(tmp_path / "killed")()
     assert steps == [5, 6, 7, 8, 9, 10, 11]  # went on, did not start again
     name = "adapter/adapter_model.safetensors" if stage == "sft" else "adapter_model.safetensors"
@@ -239,12 +240,16 @@ def with_texts(row: Comparison, first: str, second: str) -> Comparison:
 
 def test_rows_that_cannot_be_encoded_are_left_out_and_named(base: Path) -> None:
     spelt = replace(comparison(1), prompt=replace(comparison(1).prompt, text="what is <image> ?"))
-    data = [comparison(0), spelt, with_texts(comparison(2), "same", "same"), with_texts(comparison(3), "a b " * 50, "c")]
+    same, long = with_texts(comparison(2), "same", "same"), with_texts(comparison(3), "a b " * 50, "c")
+    data = [comparison(0), spelt, same, long]
     kept = pair_rows(data, encoder(base, max_response_length=40))
     assert len(kept) == 1
-    assert [(x.row, x.reason) for x in kept.left_out] == [(1, "SpecialTokenInText"), (2, "identical"), (3, "ResponseTooLong")]
-    long = response_rows(data[:1], "all", encoder(base, max_prompt_length=400))
-    assert len(long) == 2
+    assert [(x.row, x.reason) for x in kept.left_out] == [
+        (1, "SpecialTokenInText"),
+        (2, "identical"),
+        (3, "ResponseTooLong"),
+    ]
+    assert len(response_rows(data[:1], "all", encoder(base, max_prompt_length=400))) == 2
     with pytest.raises(DataError, match="PromptTooLong"):
         response_rows(data[:1], "all", encoder(base, max_prompt_length=5))
 
@@ -263,8 +268,9 @@ def test_single_responses_are_taken_as_they_are(base: Path) -> None:
 def test_harmless_rates_graded_or_not(base: Path) -> None:
     ungraded = replace(comparison(0), responses=(Response(text="a", safe=False), Response(text="b", safe=True)))
     data = [comparison(2), comparison(1), ungraded]
-    assert PairCollator(encoder(base))(data)["pairs"].harmless_rate.tolist() == [[1, -3], [-2, 1], [-1, 1]]
-    assert PairCollator(encoder(base), graded=False)(data)["pairs"].harmless_rate.tolist() == [[1, -1], [-1, 1], [-1, 1]]
+    graded, plain = (PairCollator(encoder(base), graded=g)(data)["pairs"].harmless_rate for g in (True, False))
+    assert graded.tolist() == [[1, -3], [-2, 1], [-1, 1]]
+    assert plain.tolist() == [[1, -1], [-1, 1], [-1, 1]]
 
 
 # --- metrics, by hand -------------------------------------------------------------------------------------------------

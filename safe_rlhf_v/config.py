@@ -45,6 +45,7 @@ class LoraSection(Section):
 
 class ModelSection(Section):
     path: str = Field("", description="Folder or hub id of a vision-language model in transformers' format.")
+    start: str | None = Field(None, description="Model that reward, cost, guard and policy start from; null takes <output_dir>/sft where that is finished, else path.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type of the frozen weights. Weights that are trained whole want float32 (and bf16: true); adapters stay float32."
     )
@@ -64,6 +65,7 @@ class DataSection(Section):
     keep: list[Literal["contradictory", "identical", "empty"]] = Field(
         default_factory=list, description="Kinds of faulty rows to keep; all others are dropped and reported."
     )
+    check_images: Literal["all", "header"] = Field("all", description="all: decode every picture when loading; header: look at size and format, and fail later on a damaged one.")
     limit: Positive | None = Field(None, description="At most this many training rows; null takes all.")
     evaluation_limit: Positive | None = Field(None, description="At most this many evaluation rows; null takes all.")
 
@@ -116,24 +118,53 @@ class PPOLagSection(Section):
     gamma: Share = Field(1.0, description="Discount. [code] 1")
     lam: Share = Field(0.95, description="GAE lambda. [code] 0.95")
     token_clamp: Rate = Field(50.0, description="Bound of a token's reward and cost. [code] 50")
+    window: Count = Field(128, description="The multiplier sees the mean cost of so many newest samples; 0: of the last rollout. [code] 128")
+    delay: Count = Field(1, description="Rollouts before the multiplier first moves. [code] 1")
 
 
 class GroupLagSection(Section):
     clip: Rate = Field(0.2, description="Clip range of the policy ratio.")
     scale: bool = Field(True, description="Divide by the group's standard deviation (GRPO); false only centres (RLOO).")
+    window: Count = Field(128, description="The multiplier sees the mean cost of so many newest samples; 0: of the last rollout.")
+    delay: Count = Field(1, description="Rollouts before the multiplier first moves.")
 
 
 class RePOSection(PPOLagSection):
     form: Literal["gated", "rectified"] = Field("gated", description="gated: cost enters unsafe samples only; rectified: {c}+ as terminal cost.")
+    slack: NonNegative = Field(0.0, description="Mean {c}+ that is let pass; without it the multiplier never falls.")
+    window: Count = Field(0, description="The multiplier sees the mean {c}+ of so many newest samples; 0: of the last rollout.")
+    delay: Count = Field(0, description="Rollouts before the multiplier first moves.")
+
+
+class PIDSection(Section):
+    """arXiv 2007.03964."""
+
+    kp: NonNegative = Field(0.1, description="Proportional gain. [code] 0.1")
+    ki: NonNegative = Field(0.01, description="Integral gain. [code] 0.01")
+    kd: NonNegative = Field(0.01, description="Derivative gain. [code] 0.01")
+    delay: Positive = Field(10, description="Rollouts over which the derivative is taken. [code] 10")
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="Weight of the past in the running mean. [code] 0.95")
+    initial: NonNegative = Field(0.001, description="First multiplier. [code] 0.001")
+    maximum: Rate = Field(100.0, description="Largest multiplier. [code] 100")
 
 
 class DualSection(Section):
     """The multiplier lambda >= 0 on the cost."""
 
     kind: Literal["log", "additive", "pid"] = Field("log", description="log: the released code's update; additive: the paper's equation; pid: PID control.")
-    lr: NonNegative = Field(0.1, description="Step size. [code] 0.1")
-    initial: NonNegative = Field(10.0, description="First multiplier. [code] 10")
-    maximum: Rate = Field(20.0, description="Budget bound: largest multiplier. [code] 20")
+    lr: NonNegative = Field(0.1, description="Step size of log and additive. additive with lr 0 keeps lambda fixed: reward shaping. [code] 0.1")
+    initial: NonNegative = Field(10.0, description="First multiplier of log and additive. [code] 10")
+    maximum: Rate = Field(20.0, description="Budget bound: largest multiplier of log and additive. [code] 20")
+    pid: PIDSection = Field(PIDSection(), description="Used by kind: pid.")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> DualSection:
+        for name, rule in (("", self), ("pid.", self.pid)):
+            if rule.initial > rule.maximum:
+                raise ValueError(f"{name}initial {rule.initial:g} is above {name}maximum {rule.maximum:g}")
+        if self.kind == "log" and self.initial == 0:
+            raise ValueError("initial must be above 0 for kind log: the update multiplies it")
+        return self
 
 
 class PolicySection(Section):
@@ -147,7 +178,6 @@ class PolicySection(Section):
     roles: Literal["adapters", "separate"] = Field("adapters", description="adapters: all six roles on one backbone; separate: full models.")
     reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
     cost_model: str | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
-    start_model: str | None = Field(None, description="Folder of the policy to start from; null takes <output_dir>/sft, or model.path where there was no SFT.")
     threshold: float | Literal["auto"] = Field(-0.5, description="Bound d on the mean cost. auto: the mean cost of the training data's safer responses. [code] -0.5")
     beta: NonNegative = Field(0.02, description="Weight of the KL penalty to the start model. [code] 0.02")
     max_steps: Positive = Field(1000, description="Rollouts.")
@@ -178,8 +208,15 @@ class PolicySection(Section):
 class GuardSection(TrainSection):
     """A classifier of queries and responses: safe or not, category, four levels of severity."""
 
+    head_learning_rate: Rate = Field(1e-3, description="Learning rate of the heads, which start from nothing. [ours]")
+    unsafe_weight: NonNegative = Field(1.0, description="Weight of the safe / unsafe loss. [ours]")
+    severity_weight: NonNegative = Field(1.0, description="Weight of the severity loss. [ours]")
+    category_weight: NonNegative = Field(0.2, description="Weight of the category loss. [ours]")
+    calibration_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Share of the training prompts kept for the temperatures; 0 fits none. [ours]")
+    benign: str | None = Field(None, description="Data whose prompts are harmless, where data.path has only harmful ones (as BeaverTails-V); without it queries are not learned.")
     path: str | None = Field(None, description="Folder of a trained guard to use; null takes <output_dir>/guard.")
-    max_rounds: Positive = Field(5, description="Rounds of filter and regenerate before the guard gives up. [paper] 5")
+    policy: str | None = Field(None, description="YAML file of what the guard does at which severity; null takes the one saved with it.")
+    max_rounds: Count = Field(5, description="Rounds of filter and regenerate before the guard gives up. [paper] 5")
 
 
 class GenerationSection(Section):
@@ -191,9 +228,13 @@ class GenerationSection(Section):
 
 
 class EvaluationSection(Section):
+    model: str | None = Field(None, description="Aligned model to measure; null takes <output_dir>/policy.")
+    base: str | None = Field(None, description="Model it is compared with; null takes the one the policy started from.")
     samples: Positive = Field(1, description="Responses a prompt.")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Level of the intervals.")
-    bootstrap: Positive = Field(2000, description="Resamples of the intervals.")
+    bootstrap: Annotated[int, Field(ge=100)] = Field(4000, description="Resamples of the intervals.")
+    guard_rounds: bool = Field(True, description="Also measure the guard's filter-and-regenerate loop, where there is a guard.")
+    examples: Count = Field(8, description="Example prompts shown in the report.")
 
 
 class Settings(Section):

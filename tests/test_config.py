@@ -1,7 +1,10 @@
+import dataclasses
+import importlib
 from pathlib import Path
 
 import pytest
 
+from safe_rlhf_v import duals
 from safe_rlhf_v.config import Settings, SettingsError, load_settings, walk
 
 
@@ -51,6 +54,8 @@ def test_override_values_may_hold_equal_signs_and_null() -> None:
         ("policy: {algorithm: ppo-lag}", ["'ppo_lag', 'group_lag' or 'repo'", "did you mean 'ppo_lag'"]),
         ("policy: {algorithm: group_lag}", ["num_generations must be at least 2"]),
         ("policy: {threshold: low}", ["policy.threshold = 'low': should be a valid number", "or should be 'auto'"]),
+        ("policy: {dual: {initial: 30}}", ["policy.dual", "initial 30 is above maximum 20"]),
+        ("policy: {dual: {kind: log, initial: 0}}", ["initial must be above 0 for kind log"]),
         ("reward: {max_steps: true}", ["reward.max_steps = True", "true / false"]),
         ("reward: 3", ["reward = 3"]),
         ("reward: {bf16: true}\nreward: {bf16: false}", ["line 1", "'reward' stands twice"]),
@@ -93,6 +98,26 @@ def test_runs_do_not_share_sections() -> None:
 def test_assignment_is_checked() -> None:
     with pytest.raises(ValueError, match="greater than 0"):
         load_settings().policy.max_steps = 0
+
+
+ALGORITHMS = {"ppo_lag": "PPOLag", "group_lag": "GroupLag", "repo": "RePO"}
+DUALS = {"log": "LogDual", "additive": "AdditiveDual", "pid": "PIDDual"}
+
+
+@pytest.mark.parametrize(("name", "algorithm"), ALGORITHMS.items())
+def test_sections_mirror_the_algorithms(name: str, algorithm: str) -> None:
+    """Every field of an algorithm is a setting with the same default; threshold and beta are the policy section's."""
+    fields = dataclasses.fields(getattr(importlib.import_module(f"safe_rlhf_v.algorithms.{name}"), algorithm))
+    defaults = {f.name: f.default for f in fields if f.name not in ("threshold", "beta")}
+    assert getattr(load_settings().policy, name).model_dump() == defaults
+
+
+@pytest.mark.parametrize(("kind", "rule"), DUALS.items())
+def test_sections_mirror_the_duals(kind: str, rule: str) -> None:
+    section = load_settings().policy.dual
+    fields = dataclasses.fields(getattr(duals, rule))
+    values = section.pid if kind == "pid" else section
+    assert {f.name: getattr(values, f.name) for f in fields} == {f.name: f.default for f in fields}
 
 
 def test_every_setting_is_described() -> None:

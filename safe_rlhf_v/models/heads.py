@@ -118,7 +118,7 @@ def load_heads(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor
 def save_adapter(backbone: Any, name: str, folder: Path) -> None:
     """Write one adapter as a plain PEFT folder, whatever it is called in memory."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = get_peft_model_state_dict(backbone, adapter_name=name)
+    weights = get_peft_model_state_dict(backbone, adapter_name=name, save_embedding_layers=False)
     save_file({f"base_model.model.{k}": v.contiguous().cpu() for k, v in weights.items()}, folder / ADAPTER_FILE)
     config = backbone.peft_config[name]
     config.inference_mode = True

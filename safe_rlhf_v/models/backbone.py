@@ -211,7 +211,8 @@ def language_prefix(model: Any) -> str:
 def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
     """PEFT configuration whose targets are one regex, anchored on the language model."""
     prefix = language_prefix(model)
-    linears = {n.rsplit(".", 1)[-1] for n, m in model.get_decoder().named_modules() if isinstance(m, nn.Linear)}
+    named = ((n.removesuffix(".base_layer"), m) for n, m in model.get_decoder().named_modules() if ".lora_" not in n)
+    linears = {name.rsplit(".", 1)[-1] for name, module in named if isinstance(module, nn.Linear)}
     leaves = linears if settings.targets == "all" else {n for n in linears if re.fullmatch(settings.targets, n)}
     if not leaves:
         raise ValueError(f"LoRA targets {settings.targets!r} match none of the language model's layers {sorted(linears)}")

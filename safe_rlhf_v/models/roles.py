@@ -277,9 +277,11 @@ class AdapterRoles(_Roles):
     def _again(self, role: str) -> Iterator[None]:
         now = self._active
         self._as(role)
-        yield
-        if now is not None:
-            self._as(now)
+        try:
+            yield
+        finally:  # torch leaves a recomputation early, by an exception
+            if now is not None:
+                self._as(now)
 
 
 class SeparateRoles(_Roles):

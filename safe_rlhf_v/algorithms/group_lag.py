@@ -41,9 +41,7 @@ class GroupLag:
         scalar = (reward - multiplier * cost) / (1 + multiplier)
         return Advantages(policy=scalar[:, None] * rollout.responses.mask)
 
-    def policy_loss(
-        self, logps: Tensor, rollout: Rollout, advantages: Advantages
-    ) -> tuple[Tensor, dict[str, float]]:
+    def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         mask = rollout.responses.mask
         args = (logps, rollout.logps, advantages.policy, mask, self.clip)
         loss = clipped_surrogate(*args)

@@ -46,8 +46,6 @@ class PPOLag:
         policy = (reward_advantages - multiplier * cost_advantages) / (1 + multiplier)
         return Advantages(policy=policy, reward_returns=reward_returns, cost_returns=cost_returns)
 
-    def policy_loss(
-        self, logps: Tensor, rollout: Rollout, advantages: Advantages
-    ) -> tuple[Tensor, dict[str, float]]:
+    def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         args = (logps, rollout.logps, advantages.policy, rollout.responses.mask, self.clip)
         return clipped_surrogate(*args), {"clip_fraction": clip_fraction(*args).item()}

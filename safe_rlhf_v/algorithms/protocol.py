@@ -38,8 +38,6 @@ class OnlineAlgorithm(Protocol):
 
     def advantages(self, rollout: Rollout, multiplier: float) -> Advantages: ...
 
-    def policy_loss(
-        self, logps: Tensor, rollout: Rollout, advantages: Advantages
-    ) -> tuple[Tensor, dict[str, float]]:
+    def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         """logps: (B, R) with gradient. Returns the loss to minimise and what to log."""
         ...

@@ -1,0 +1,158 @@
+"""Checkpoints that are whole or not there at all.
+
+A checkpoint is written beside its place, brought to the disk, then renamed. A kill or a full disk leaves at worst a
+`checkpoint-N.tmp`, which nobody reads; the checkpoint before it stays until the new one stands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+NAME = re.compile(r"checkpoint-(\d+)$")
+STATE, WEIGHTS, OPTIMIZERS, RNG = "trainer_state.json", "trainable.safetensors", "optimizers.pt", "rng.pt"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used, or must not be. The message says why, and what to do."""
+
+
+def checkpoint_path(output_dir: Path, step: int) -> Path:
+    return output_dir / f"checkpoint-{step}"
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    whole = [
+        path for path in Path(output_dir).glob("checkpoint-*") if NAME.match(path.name) and (path / STATE).is_file()
+    ]
+    return sorted(whole, key=step_of)
+
+
+def latest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None. Unfinished ones are not looked at."""
+    return (checkpoints(output_dir) or [None])[-1]  # type: ignore[list-item]
+
+
+def step_of(checkpoint: Path) -> int:
+    match = NAME.match(checkpoint.name)
+    if match is None or not (checkpoint / STATE).is_file():
+        raise CheckpointError(f"{checkpoint} is no checkpoint: its name must be checkpoint-<step>, with {STATE} inside")
+    return int(match[1])
+
+
+def start_writing(final: Path) -> Path:
+    """An empty folder beside `final` to write into; what a killed run left there is removed."""
+    beside = final.with_name(final.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    return beside
+
+
+def publish(beside: Path, final: Path) -> None:
+    """Bring every file to the disk, then give the folder its name. A folder that has the name already is replaced."""
+    for path in [*beside.rglob("*"), beside]:
+        _sync(path)
+    if final.exists():
+        _remove(final)
+    os.replace(beside, final)
+    _sync(final.parent)
+
+
+@contextmanager
+def atomic_directory(final: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `final` at the end, or vanishes when an error (a full disk) comes through."""
+    beside = start_writing(final)
+    try:
+        yield beside
+        publish(beside, final)
+    except BaseException as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        error.add_note(f"while writing {final}; what was saved before it is whole")
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take the name away first: a kill half-way through must not leave half a checkpoint under a whole one's name."""
+    doomed = checkpoint.with_name(checkpoint.name + ".old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+def prune(output_dir: Path, save_total_limit: int | None) -> None:
+    """Remove the oldest checkpoints beyond the limit, and what killed runs left behind."""
+    for path in [*output_dir.glob("checkpoint-*.tmp"), *output_dir.glob("checkpoint-*.old")]:
+        shutil.rmtree(path)
+    if save_total_limit is not None:
+        for path in checkpoints(output_dir)[:-save_total_limit]:
+            _remove(path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """trainable: everything that trains, by name; optimizers: their states and their schedules'; rng: the generators of
+    each rank; state: JSON values (step, multiplier, costs, place in the data, settings).
+    """
+
+    trainable: Mapping[str, Tensor]
+    optimizers: Mapping[str, Any]
+    rng: Sequence[Mapping[str, Any]]
+    state: Mapping[str, Any]
+
+
+def write(folder: Path, contents: Contents) -> None:
+    save_file({name: x.detach().cpu().contiguous() for name, x in contents.trainable.items()}, folder / WEIGHTS)
+    torch.save(dict(contents.optimizers), folder / OPTIMIZERS)
+    torch.save(list(contents.rng), folder / RNG)
+    (folder / STATE).write_text(json.dumps(contents.state, allow_nan=False))
+
+
+def read(folder: Path) -> Contents:
+    """What `write` wrote. Tensors come on the CPU. Raises CheckpointError for a folder that is not a checkpoint."""
+    step_of(folder)
+    return Contents(
+        trainable=load_file(folder / WEIGHTS),
+        optimizers=torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True),
+        rng=torch.load(folder / RNG, map_location="cpu", weights_only=True),
+        state=json.loads((folder / STATE).read_text()),
+    )
+
+
+def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], may_differ: frozenset[str]) -> None:
+    """Raises CheckpointError naming every setting that differs from the checkpoint's, but for those that may."""
+    old, new = flatten(saved), flatten(json.loads(json.dumps(now)))
+    names = sorted(name for name in (old.keys() | new.keys()) - may_differ if old.get(name) != new.get(name))
+    if names:
+        lines = [f"  {name}: {old.get(name)!r} in the checkpoint, {new.get(name)!r} now" for name in names]
+        raise CheckpointError(
+            "the settings are not those of the checkpoint:\n" + "\n".join(lines) + "\n"
+            "Put them back to resume, or start anew in another output_dir."
+        )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

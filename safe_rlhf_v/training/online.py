@@ -1,0 +1,304 @@
+"""The online loop. It knows rollouts, a multiplier and minibatches, and not which algorithm it runs.
+
+    repeat:  roll out  ->  move the multiplier ONCE, on the costs of all ranks  ->  advantages
+             ->  minibatch updates of policy and critics  ->  log, save
+
+A killed run resumes from its newest checkpoint and ends bit for bit where the unbroken run would have ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from beavertails_v.schema import Prompt
+from safe_rlhf_v import duals
+from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
+from safe_rlhf_v.generation.base import Sampling
+from safe_rlhf_v.models.roles import Roles
+from safe_rlhf_v.rollout import collect, sample, statistics
+from safe_rlhf_v.scorers import ModelScorer, Scorer
+from safe_rlhf_v.training import checkpoint
+from safe_rlhf_v.training.arguments import MAY_DIFFER, OnlineArguments
+from safe_rlhf_v.training.guidance import BoundWatch, describe, summary, threshold_guidance
+from safe_rlhf_v.training.optimization import Demonstrations, Updater, trained_networks
+from safe_rlhf_v.training.runtime import (
+    MetricsLog,
+    ShuffledIndices,
+    fingerprint,
+    load_rng_state,
+    named,
+    read_metrics,
+    rng_state,
+)
+from safe_rlhf_v.types import Rollout
+
+__all__ = ["OnlineArguments", "OnlineResult", "OnlineTrainer"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineResult:
+    """steps: rollouts done; policy_dir: where the trained policy was saved; metrics: the rows of metrics.jsonl."""
+
+    steps: int
+    policy_dir: Path
+    metrics: list[dict[str, Any]]
+
+
+class OnlineTrainer:
+    """Trains the policy of `roles` on `prompts` with an online algorithm and a rule for its multiplier.
+
+    scorer: where rewards and costs come from; None takes the reward and cost model of the roles. demonstrations:
+    (prompt, response) pairs for the ptx term, or None. accelerator: None makes one.
+
+    Writes to output_dir: metrics.jsonl (a line a step), threshold.json, checkpoint-<step>/, policy/.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        algorithm: OnlineAlgorithm,
+        dual: duals.Dual,
+        prompts: Sequence[Prompt],
+        args: OnlineArguments,
+        scorer: Scorer | None = None,
+        demonstrations: Sequence[tuple[Prompt, str]] | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.roles, self.algorithm, self.dual, self.prompts, self.args = roles, algorithm, dual, prompts, args
+        self.scorer: Scorer = scorer if scorer is not None else ModelScorer(roles)
+        self.output_dir = Path(args.output_dir)
+        self.accelerator = accelerator or Accelerator(
+            log_with=list(args.report_to) or None, project_dir=args.output_dir
+        )
+        self.sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+        self.indices = ShuffledIndices(len(prompts), args.seed)
+        self.demonstrations = None
+        if demonstrations and args.ptx_coeff:
+            self.demonstrations = Demonstrations(demonstrations, args.ptx_coeff, args.seed + 1)
+        self.trained = trained_networks(roles, args, algorithm.needs_critics)
+        self.updater = Updater(roles, algorithm, self.trained, self.accelerator, args, self.demonstrations)
+        self.step = 0
+        self.dual_state = dual.init()
+        self.costs: deque[float] = deque(maxlen=algorithm.window)
+        self.watch = BoundWatch(getattr(dual, "maximum", float("inf")), args.multiplier_patience)
+
+    @property
+    def multiplier(self) -> float:
+        return float(self.dual_state.value)
+
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> OnlineResult:
+        """Run to max_steps and save the policy to output_dir/policy.
+
+        resume_from_checkpoint: a checkpoint folder; True or "auto" for the newest one of output_dir, or the beginning
+        where there is none; None starts anew.
+        Raises CheckpointError when output_dir holds checkpoints a new run would mix with, or when a resumed run's
+        settings differ from the checkpoint's; FloatingPointError naming the step for a NaN.
+        """
+        self._start(resume_from_checkpoint)
+        metrics_log = MetricsLog(self.output_dir / "metrics.jsonl", self.step) if self._is_main else None
+        bar = tqdm(total=self.args.max_steps, initial=self.step, desc="policy", unit="rollout", disable=self._no_bar)
+        while self.step < self.args.max_steps:
+            started = time.perf_counter()
+            self.step += 1
+            rollout = self.collect()
+            rewards, costs = self.scores_of_all_ranks(rollout)
+            violation = self.move_multiplier(costs)
+            advantages = self.algorithm.advantages(rollout, self.multiplier)
+            losses = self.updater.update(rollout, advantages, self.step)
+            scores = {"reward": rewards.mean().item(), "cost": costs.mean().item(), "violation": violation}
+            scores["unsafe_share"] = (costs > 0).float().mean().item()
+            self.log({**scores, **self._means_of_all_ranks(losses | statistics(rollout))}, started, metrics_log, bar)
+            if self.step % self.args.save_steps == 0 or self.step == self.args.max_steps:
+                self.save()
+        bar.close()
+        return self._finish()
+
+    def collect(self) -> Rollout:
+        """The next prompts of this rank, answered by the policy and looked at by every role."""
+        return collect(
+            self.roles, self.scorer, self._next_prompts(self.indices), self.sampling, self.args.num_generations,
+            critics=self.algorithm.needs_critics, device=self.accelerator.device,
+            rows_at_once=self.args.per_device_micro_batch_size,
+        )  # fmt: skip
+
+    def scores_of_all_ranks(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Rewards and costs of every rank, each (n,). Raises FloatingPointError naming the step for a NaN."""
+        rewards, costs = self.accelerator.gather(torch.stack([rollout.rewards, rollout.costs], dim=1)).T.cpu()
+        for name, scores in (("rewards", rewards), ("costs", costs)):
+            if not bool(scores.isfinite().all()):
+                raise FloatingPointError(
+                    f"step {self.step}: {int((~scores.isfinite()).sum())} of {len(scores)} {name} are not finite; look "
+                    f"at the {name[:-1]} model or the scorer, and resume from the last checkpoint"
+                )
+        return rewards, costs
+
+    def move_multiplier(self, costs: Tensor) -> float:
+        """One step of the multiplier on the costs (n,) of all ranks; returns the violation it was taken on."""
+        self.costs.extend(costs.tolist())
+        violation = self.algorithm.violation(torch.tensor(list(self.costs)) if self.algorithm.window else costs)
+        if self.step > self.algorithm.delay:
+            self.dual_state = self.dual.step(self.dual_state, violation)
+        self.watch.see(self.multiplier, violation, self.step)
+        return violation
+
+    def log(self, numbers: dict[str, float], started: float, metrics_log: MetricsLog | None, bar: Any) -> None:
+        """A line of metrics.jsonl each step; trackers and console every logging_steps."""
+        metrics = {"step": self.step, "multiplier": self.multiplier, **numbers}
+        metrics["learning_rate"] = self.trained["policy"].learning_rate
+        metrics["seconds"] = round(time.perf_counter() - started, 3)
+        if metrics_log is not None:
+            metrics_log.write(metrics)
+        bar.update(1)
+        if self.step % self.args.logging_steps == 0:
+            self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=self.step)
+            shown = {name: f"{metrics[name]:.3g}" for name in ("reward", "cost", "multiplier", "kl")}
+            bar.set_postfix(shown)
+            if bar.disable and self._talks:
+                print(f"step {self.step}: " + "  ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+
+    def save(self) -> None:
+        """Write checkpoint-<step>: everything the next steps depend on. Whole, or not there at all."""
+        generators = gather_object([rng_state()])
+        if self._is_main:
+            state = {
+                "step": self.step,
+                "dual": duals.to_json(self.dual_state),
+                "costs": list(self.costs),
+                "prompts": self.indices.state_dict(),
+                "demonstrations": self.demonstrations.indices.state_dict() if self.demonstrations else None,
+                "steps_at_bound": self.watch.steps,
+                "settings": self._settings(),
+            }
+            optimizers = {name: trained.state_dict() for name, trained in self.trained.items()}
+            contents = checkpoint.Contents(
+                trainable=self.roles.state_dict(), optimizers=optimizers, rng=generators, state=state
+            )
+            with checkpoint.atomic_directory(checkpoint.checkpoint_path(self.output_dir, self.step)) as folder:
+                checkpoint.write(folder, contents)
+            checkpoint.prune(self.output_dir, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, folder: Path) -> None:
+        """Take up everything `save` wrote. Raises CheckpointError naming the settings that differ."""
+        contents = checkpoint.read(folder)
+        state = contents.state
+        checkpoint.refuse_changes(state["settings"], self._settings(), MAY_DIFFER)
+        self.roles.load_state_dict(contents.trainable)
+        for name, trained in self.trained.items():
+            trained.load_state_dict(contents.optimizers[name])
+        self.step = state["step"]
+        self.dual_state = duals.from_json(self.dual, state["dual"])
+        self.costs.extend(state["costs"])
+        self.indices.load_state_dict(state["prompts"])
+        if self.demonstrations:
+            self.demonstrations.indices.load_state_dict(state["demonstrations"])
+        self.watch.steps = state["steps_at_bound"]
+        load_rng_state(contents.rng[self.accelerator.process_index])
+
+    def show_guidance(self) -> None:
+        """Costs of the start model against the threshold, to threshold.json and the console; changes nothing else."""
+        before, indices = rng_state(), ShuffledIndices(len(self.prompts), self.args.seed)
+        costs = [self._sample_costs(indices) for _ in range(self.args.guidance_rollouts)]
+        load_rng_state(before)
+        guidance = threshold_guidance(self.accelerator.gather(torch.cat(costs)), self.algorithm.threshold)
+        if self._is_main:
+            (self.output_dir / "threshold.json").write_text(json.dumps(guidance, indent=1))
+        if self._talks:
+            print(describe(guidance), flush=True)
+
+    def _sample_costs(self, indices: ShuffledIndices) -> Tensor:
+        return sample(
+            self.roles, self.scorer, self._next_prompts(indices), self.sampling, self.args.num_generations,
+            device=self.accelerator.device, rows_at_once=self.args.per_device_micro_batch_size,
+        ).costs  # fmt: skip
+
+    def _next_prompts(self, indices: ShuffledIndices) -> list[Prompt]:
+        n, rank = self.args.per_device_train_batch_size, self.accelerator.process_index
+        drawn = indices.take(n * self.accelerator.num_processes)[rank * n : (rank + 1) * n]
+        return [self.prompts[i] for i in drawn]
+
+    def _start(self, resume_from_checkpoint: bool | str | Path | None) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        wanted = newest = checkpoint.latest_checkpoint(self.output_dir)
+        if resume_from_checkpoint is not True and resume_from_checkpoint != "auto":
+            wanted = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        step = checkpoint.step_of(wanted) if wanted else 0
+        if newest is not None and checkpoint.step_of(newest) > step:
+            raise checkpoint.CheckpointError(
+                f"{self.output_dir} holds {newest.name}, newer than where this run starts (step {step}); resume from "
+                "it (resume_from_checkpoint=True), move it away, or choose another output_dir"
+            )
+        if wanted:
+            self.load(wanted)
+            if self._talks:
+                print(f"resumed from {wanted} at step {self.step} of {self.args.max_steps}", flush=True)
+        else:
+            set_seed(self.args.seed, device_specific=True)
+        self._start_trackers()
+        if not wanted and self.args.guidance_rollouts:
+            self.show_guidance()
+
+    def _start_trackers(self) -> None:
+        missing = set(self.args.report_to) - {str(getattr(x, "value", x)) for x in self.accelerator.log_with}
+        if missing:
+            raise ValueError(f"report_to: {sorted(missing)} cannot be used here; install the package or take it out")
+        if self.args.report_to:
+            flat = checkpoint.flatten(json.loads(json.dumps(self._settings())))
+            config = {name: value for name, value in flat.items() if isinstance(value, (int, float, str))}
+            purge = {"tensorboard": {"purge_step": self.step + 1}}
+            self.accelerator.init_trackers("policy", config=config, init_kwargs=purge)
+
+    def _finish(self) -> OnlineResult:
+        policy_dir, metrics = self.output_dir / "policy", read_metrics(self.output_dir / "metrics.jsonl")
+        if self._is_main:
+            with checkpoint.atomic_directory(policy_dir) as folder:
+                self.roles.save_policy(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.report_to:
+            self.accelerator.end_training()
+        if self._talks and metrics:
+            print(summary(metrics), flush=True)
+        return OnlineResult(steps=self.step, policy_dir=policy_dir, metrics=metrics)
+
+    def _means_of_all_ranks(self, numbers: dict[str, float]) -> dict[str, float]:
+        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(numbers, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run must share with the run that wrote the checkpoint, but for MAY_DIFFER."""
+        demonstrations = self.demonstrations.pairs if self.demonstrations else []
+        return {
+            "arguments": asdict(self.args),
+            "algorithm": named(self.algorithm),
+            "dual": named(self.dual),
+            "scorer": getattr(self.scorer, "__qualname__", type(self.scorer).__qualname__),
+            "prompts": {"number": len(self.prompts), "hash": fingerprint(p.text for p in self.prompts)},
+            "demonstrations": {"number": len(demonstrations), "hash": fingerprint(text for _, text in demonstrations)},
+            "processes": self.accelerator.num_processes,
+        }
+
+    @property
+    def _is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def _talks(self) -> bool:
+        return self._is_main and not self.args.disable_tqdm
+
+    @property
+    def _no_bar(self) -> bool | None:
+        return None if self._talks else True  # None: off unless a terminal

@@ -1,0 +1,162 @@
+"""Minibatch updates of the policy and the two critics. B rows of a rollout, R response length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from beavertails_v.schema import Prompt
+from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
+from safe_rlhf_v.losses import clipped_value_loss, token_cross_entropy
+from safe_rlhf_v.models.roles import Roles, Which
+from safe_rlhf_v.rollout import minibatch
+from safe_rlhf_v.training.arguments import OnlineArguments
+from safe_rlhf_v.training.runtime import Averages, ShuffledIndices, average_gradients
+from safe_rlhf_v.types import Advantages, Inputs, Responses, Rollout
+
+
+class Trained:
+    """The parameters of one network with their AdamW and learning-rate schedule, whose step is a rollout."""
+
+    def __init__(
+        self,
+        name: str,
+        parameters: Sequence[nn.Parameter],
+        args: OnlineArguments,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.name, self.parameters, self.max_grad_norm = name, list(parameters), args.max_grad_norm
+        betas = (0.9, 0.95)  # [code] of Safe RLHF
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+        self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, args.warmup_steps, args.max_steps)
+
+    def step(self, accelerator: Accelerator, rollout: int) -> float:
+        """One optimizer step on what the gradients have gathered; returns their norm before clipping.
+
+        Raises FloatingPointError naming the rollout when the norm is not finite; the parameters stay as they were.
+        """
+        average_gradients(accelerator, self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"step {rollout}: the norm of the {self.name} gradient is {norm}; lower its learning rate, or load the "
+                "models in a wider dtype, and resume from the last checkpoint"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+
+def trained_networks(roles: Roles, args: OnlineArguments, critics: bool) -> dict[str, Trained]:
+    """The policy and, if wanted, the two critics, by the names their losses are logged under."""
+    policy = Trained("policy", roles.policy_parameters(), args, args.learning_rate, args.weight_decay)
+    if not critics:
+        return {"policy": policy}
+    reward = Trained("reward_value", roles.critic_parameters("reward"), args, args.critic_learning_rate)
+    cost = Trained("cost_value", roles.critic_parameters("cost"), args, args.critic_learning_rate)
+    return {"policy": policy, "reward_value": reward, "cost_value": cost}
+
+
+class Demonstrations:
+    """(prompt, response) pairs whose cross-entropy is added to the policy's loss, so that it does not unlearn them."""
+
+    def __init__(self, pairs: Sequence[tuple[Prompt, str]], coefficient: float, seed: int) -> None:
+        self.pairs, self.coefficient = pairs, coefficient
+        self.indices = ShuffledIndices(len(pairs), seed)
+
+    def draw(self, count: int, accelerator: Accelerator) -> list[tuple[Prompt, str]]:
+        """This rank's `count` pairs of the next count * ranks."""
+        drawn = self.indices.take(count * accelerator.num_processes)
+        return [self.pairs[i] for i in drawn[accelerator.process_index :: accelerator.num_processes]]
+
+
+class Updater:
+    """Takes a rollout and its advantages through num_ppo_epochs passes of minibatches.
+
+    The gradient of a minibatch does not depend on how it is cut into micro-batches: each counts by its share of rows.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        algorithm: OnlineAlgorithm,
+        trained: Mapping[str, Trained],
+        accelerator: Accelerator,
+        args: OnlineArguments,
+        demonstrations: Demonstrations | None,
+    ) -> None:
+        self.roles, self.algorithm, self.trained, self.accelerator = roles, algorithm, trained, accelerator
+        self.args, self.demonstrations = args, demonstrations
+        self.micro_batch_size = args.per_device_micro_batch_size or args.mini_batch_size
+
+    def update(self, rollout: Rollout, advantages: Advantages, step: int) -> dict[str, float]:
+        """Change policy and critics; returns losses and norms, averaged over the minibatches."""
+        averages = Averages()
+        for _ in range(self.args.num_ppo_epochs):
+            for rows in torch.randperm(len(rollout)).split(self.args.mini_batch_size):
+                for name, trained in self.trained.items():
+                    for part, weight in self._micro_batches(rollout, rows):
+                        loss, metrics = self._loss(name, *minibatch(rollout, advantages, part))
+                        self.accelerator.backward(loss * weight)
+                        averages.add({f"{name}_loss": loss.item(), **metrics}, weight)
+                    if name == "policy" and self.demonstrations is not None:
+                        averages.add({"ptx_loss": self._imitate(len(rows))})
+                    averages.add({f"{name}_grad_norm": trained.step(self.accelerator, step)})
+        for trained in self.trained.values():
+            trained.scheduler.step()
+        return averages.means()
+
+    def _micro_batches(self, rollout: Rollout, rows: Tensor) -> Iterator[tuple[list[int], float]]:
+        """Parts of a minibatch with their weight: the share of its rows that have tokens, as `masked_mean` counts."""
+        filled = rollout.responses.mask.any(1)  # (B,)
+        total = max(1, int(filled[rows].sum()))
+        for part in rows.split(self.micro_batch_size):
+            yield part.tolist(), int(filled[part].sum()) / total
+
+    def _loss(self, name: str, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
+        if name == "policy":
+            logps = self.roles.logps(rollout.prompts, rollout.responses, "policy", temperature=self.args.temperature)
+            return self.algorithm.policy_loss(logps, rollout, advantages)
+        which: Which = "reward" if name == "reward_value" else "cost"
+        old = rollout.reward_values if which == "reward" else rollout.cost_values
+        returns = advantages.reward_returns if which == "reward" else advantages.cost_returns
+        if old is None or returns is None:
+            raise ValueError(f"the rollout holds no {which} values, or the algorithm gave no {which} returns")
+        values = self.roles.values(rollout.prompts, rollout.responses, which)
+        return clipped_value_loss(values, old, returns, rollout.responses.mask, self.algorithm.value_clip), {}
+
+    def _imitate(self, count: int) -> float:
+        """Add the gradient of coefficient * cross-entropy on `count` demonstrations; returns the cross-entropy."""
+        assert self.demonstrations is not None
+        drawn = self.demonstrations.draw(count, self.accelerator)
+        total = 0.0
+        for start in range(0, count, self.micro_batch_size):
+            part = drawn[start : start + self.micro_batch_size]
+            inputs, responses = self._encode(part)
+            loss = token_cross_entropy(self.roles.logps(inputs, responses), responses.mask) * (len(part) / count)
+            self.accelerator.backward(self.demonstrations.coefficient * loss)
+            total += loss.item()
+        return total
+
+    def _encode(self, pairs: Sequence[tuple[Prompt, str]]) -> tuple[Inputs, Responses]:
+        encoder, device = self.roles.encoder, self.accelerator.device
+        inputs = encoder.prompts([prompt for prompt, _ in pairs]).to(device)
+        return self.roles.prepare(inputs), encoder.responses([text for _, text in pairs]).to(device)

@@ -1,0 +1,140 @@
+"""What a loop needs around the maths: the order of the data, random states, records, the mean over ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+
+class ShuffledIndices:
+    """0..n-1 in shuffled epochs, for ever. An epoch's order follows from seed and epoch: two numbers save the place."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        if n < 1:
+            raise ValueError("there is nothing to draw from: the list is empty")
+        self.n, self.seed = n, seed
+        self.epoch, self.cursor = 0, 0
+        self._order = self._shuffle()
+
+    def _shuffle(self) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.n, generator=generator).tolist()  # type: ignore[no-any-return]
+
+    def take(self, count: int) -> list[int]:
+        """The next `count` indices, over the end of an epoch if need be."""
+        taken: list[int] = []
+        while len(taken) < count:
+            if self.cursor == self.n:
+                self.epoch, self.cursor = self.epoch + 1, 0
+                self._order = self._shuffle()
+            part = self._order[self.cursor : self.cursor + count - len(taken)]
+            self.cursor += len(part)
+            taken += part
+        return taken
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "cursor": self.cursor}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.epoch, self.cursor = state["epoch"], state["cursor"]
+        self._order = self._shuffle()
+
+
+class MetricsLog:
+    """metrics.jsonl, one line a step. A resumed run cuts it back to the checkpoint's step first: no step is twice."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [line for line in read_lines(path) if json.loads(line)["step"] <= step] if step else []
+        beside = path.with_name(path.name + ".tmp")
+        beside.write_text("".join(f"{line}\n" for line in kept))
+        beside.replace(path)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append and bring to the disk: a checkpoint never knows of a step that metrics.jsonl lost. NaN is an error."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[str]:
+    """The whole lines of a file; a last line without its end (a kill while writing) is left out. [] without a file."""
+    return path.read_text().rpartition("\n")[0].splitlines() if path.is_file() else []
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl."""
+    return [json.loads(line) for line in read_lines(path)]
+
+
+class Averages:
+    """Weighted means of named numbers."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, float], weight: float = 1.0) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + weight * value
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def means(self) -> dict[str, float]:
+        return {name: self._sums[name] / self._weights[name] for name in self._sums}
+
+
+def rng_state() -> dict[str, Any]:
+    """State of every global generator: python, numpy, torch on the CPU and on every GPU."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def load_rng_state(state: Mapping[str, Any]) -> None:
+    """Put every generator back to where `rng_state` found it."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def average_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Mean over ranks of each gradient; a rank that has none counts as zero, so that no rank waits for another."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """A hash of texts in their order, to notice that the data changed between two runs."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()[:16]
+
+
+def named(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain values, with the name of its class."""
+    return {"name": type(settings).__name__, **(asdict(settings) if is_dataclass(settings) else {})}  # type: ignore[arg-type]

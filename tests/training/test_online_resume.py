@@ -1,0 +1,89 @@
+"""A run killed at any moment and resumed ends bit for bit where the unbroken run ends."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+from pathlib import Path
+from typing import Any
+
+import fake_roles
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from safe_rlhf_v.training import checkpoint
+from safe_rlhf_v.training.runtime import read_metrics
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["fake_roles"])
+
+
+def in_a_process(*args: Any, **kwargs: Any) -> int:
+    process = CONTEXT.Process(target=fake_roles.run, args=args, kwargs=kwargs)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Everything a run leaves that may not depend on whether it was broken."""
+    last = checkpoint.latest_checkpoint(folder)
+    assert last is not None
+    state = json.loads((last / checkpoint.STATE).read_text())
+    state["settings"]["arguments"].pop("output_dir")
+    metrics = read_metrics(folder / "metrics.jsonl")
+    for row in metrics:
+        row.pop("seconds")
+    return {"checkpoint": last.name, "state": state, "metrics": metrics}
+
+
+def assert_same_end(broken: Path, unbroken: Path) -> None:
+    assert outcome(broken) == outcome(unbroken)
+    last = outcome(broken)["checkpoint"]
+    weights = [load_file(folder / last / checkpoint.WEIGHTS) for folder in (broken, unbroken)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    policies = [torch.load(folder / "policy" / "policy.pt") for folder in (broken, unbroken)]
+    assert all(torch.equal(policies[0][name], policies[1][name]) for name in policies[0])
+    assert [row["step"] for row in outcome(broken)["metrics"]] == list(range(1, 10))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert in_a_process(str(folder)) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("point", "call", "torn"),
+    [
+        ("update", 1, False),  # before any checkpoint: the run starts anew
+        ("update", 4, False),  # between two checkpoints
+        ("update", 5, False),  # right after one
+        ("log", 5, False),
+        ("log", 6, True),  # half a line of metrics.jsonl
+        ("weights", 1, True),  # half of the first checkpoint's weights
+        ("optimizers", 3, True),  # half of a later one's optimizer states
+        ("sync", 9, False),  # written, not yet on the disk
+        ("rename", 5, False),  # whole, without its name
+        ("prune", 3, False),  # two checkpoints stand
+        ("finish", 6, False),  # trained, the policy not yet saved
+    ],
+)
+def test_mistake_6_killed_run_resumes_bit_for_bit(
+    unbroken: Path, tmp_path: Path, point: str, call: int, torn: bool
+) -> None:
+    assert in_a_process(str(tmp_path), kill=(point, call), torn=torn) == -signal.SIGKILL
+    assert in_a_process(str(tmp_path)) == 0
+    assert_same_end(tmp_path, unbroken)
+
+
+def test_mistake_6_killed_again_and_again(unbroken: Path, tmp_path: Path) -> None:
+    for point, call in (("update", 4), ("weights", 1), ("update", 3), ("sync", 3), ("log", 2)):
+        assert in_a_process(str(tmp_path), kill=(point, call)) == -signal.SIGKILL
+    assert in_a_process(str(tmp_path)) == 0
+    assert_same_end(tmp_path, unbroken)

@@ -40,7 +40,7 @@ class LoraSection(Section):
 
     r: Positive = Field(16, description="Rank of the adapters.")
     alpha: Positive = Field(32, description="Scale of the adapters; the update is multiplied by alpha / r.")
-    dropout: Share = Field(0.0, description="Dropout on the adapters' input. Above 0 it makes old and new log-probabilities differ.")
+    dropout: Share = Field(0.0, description="Dropout on the adapters' input in supervised stages; the policy trains without, or its old and new log-probabilities would differ by chance.")
 
 
 class ModelSection(Section):
@@ -185,14 +185,20 @@ class PolicySection(Section):
     num_generations: Positive = Field(1, description="Samples a prompt; group_lag needs at least 2.")
     num_ppo_epochs: Positive = Field(1, description="Passes over each rollout.")
     mini_batch_size: Positive = Field(4, description="Samples an optimizer step.")
+    per_device_micro_batch_size: Positive | None = Field(None, description="Samples a forward pass, to save memory; the gradient is the same. null takes all.")
     learning_rate: Rate = Field(5e-7, description="Learning rate of the policy. [code] 5e-7 for full weights; adapters want about 1e-5 [ours]")
     critic_learning_rate: Rate = Field(5e-7, description="Learning rate of both critics. [code] 5e-7")
     lr_scheduler_type: str = Field("constant", description="Schedule as in transformers.")
     warmup_steps: NonNegative = Field(0, description="Warm-up steps.")
     max_grad_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
-    ptx_coeff: NonNegative = Field(0.0, description="Weight of the supervised loss beside the policy loss. [code] 16 with full weights; [ours] 0")
+    weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")
+    ptx_coeff: NonNegative = Field(16.0, description="Weight of the cross-entropy on demonstrations (the responses sft.responses picks) beside the policy loss. [code] 16")
     max_new_tokens: Positive = Field(512, description="Longest sampled response. [code] 512")
     temperature: Rate = Field(1.0, description="Sampling temperature of rollouts. [code] 1")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, a third slower. With roles: adapters.")
+    vision_cache_mb: Count = Field(0, description="Megabytes of image features kept between rollouts; 0 encodes each rollout's pictures once. With roles: adapters.")
+    guidance_rollouts: Count = Field(4, description="Rollouts of the start model whose costs are shown against the threshold before training.")
+    multiplier_patience: Positive = Field(50, description="Rollouts the multiplier may stand at its maximum before a warning.")
     save_steps: Positive = Field(50, description="Write a checkpoint every so many rollouts; a killed run resumes from it bit for bit.")
     save_total_limit: Positive = Field(1, description="Checkpoints kept.")
     logging_steps: Positive = Field(1, description="Write metrics.jsonl every so many rollouts.")
@@ -200,6 +206,8 @@ class PolicySection(Section):
 
     @model_validator(mode="after")
     def _group(self) -> PolicySection:
+        if self.roles == "separate" and self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing works with roles: adapters alone")
         if self.algorithm == "group_lag" and self.num_generations < 2:
             raise ValueError(f"num_generations must be at least 2 for algorithm group_lag, not {self.num_generations}")
         return self
@@ -249,6 +257,12 @@ class Settings(Section):
     policy: PolicySection = PolicySection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _quantized_means_adapters(self) -> Settings:
+        if self.model.quantization and self.policy.roles == "separate":
+            raise ValueError(f"model.quantization {self.model.quantization} needs policy.roles: adapters, not separate")
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write every setting, defaults included, as YAML that `load_settings` reads back to the same settings."""

@@ -76,7 +76,7 @@ def response_rows(data: Sequence[Comparison] | Sequence[LabelledResponse], pick:
     kept, left_out = [], []
     for i in range(len(data)):
         row = data[i]
-        for k in _picked(row, pick):
+        for k in picked(row, pick):
             try:
                 check_prompt(row.prompt, encoder)
                 encoder.responses([labelled(row, k).response.text])
@@ -86,7 +86,8 @@ def response_rows(data: Sequence[Comparison] | Sequence[LabelledResponse], pick:
     return Rows(lambda key: labelled(data[key[0]], key[1]), kept, left_out)
 
 
-def _picked(row: Comparison | LabelledResponse, pick: Pick) -> tuple[int, ...]:
+def picked(row: Comparison | LabelledResponse, pick: Pick) -> tuple[int, ...]:
+    """Which responses of a row are imitated."""
     if isinstance(row, LabelledResponse):
         return (0,)
     return (0, 1) if pick == "all" else (getattr(row, pick),)

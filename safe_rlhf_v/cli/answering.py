@@ -1,0 +1,112 @@
+"""Models that answer and models that score, from their folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import track
+
+from beavertails_v import Picture, Prompt
+from safe_rlhf_v.cli import build
+from safe_rlhf_v.config import Settings
+from safe_rlhf_v.generation import Sampling, TransformersEngine
+from safe_rlhf_v.models.backbone import encode_images, load_backbone
+from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.types import Inputs, Responses
+
+if TYPE_CHECKING:
+    from guard.classifier import Guard
+    from guard.regenerate import Transcript
+
+
+class Answering:
+    """A model that answers prompts, as settings.generation says; an Engine that encodes each picture once."""
+
+    def __init__(self, path: str | Path, settings: Settings) -> None:
+        model, generation = settings.model, settings.generation
+        self.model = load_backbone(path, dtype=model.dtype, attn_implementation=model.attn_implementation)
+        self.model.to(build.device())
+        self.encoder = Encoder(load_processor(path), model.max_prompt_length, config=self.model.config)
+        self.engine = TransformersEngine(self.model, self.encoder)
+        self.sampling = Sampling(**generation.model_dump(exclude={"batch_size"}))
+        self.batch_size = generation.batch_size
+
+    def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
+        return self.engine.generate(encode_images(self.model, inputs), samples, sampling)
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[str]:
+        """One answer a prompt, in order."""
+        texts: list[str] = []
+        for start in range(0, len(prompts), self.batch_size):
+            inputs = self.encoder.prompts(prompts[start : start + self.batch_size])
+            texts += self.encoder.decode(self.generate(inputs, 1, self.sampling))
+        return texts
+
+
+class Scoring:
+    """The trained reward and cost model: (prompts, texts) -> (rewards, costs), cost > 0 unsafe."""
+
+    def __init__(self, reward: str | Path, cost: str | Path, settings: Settings) -> None:
+        load = {"dtype": settings.model.dtype, "attn_implementation": settings.model.attn_implementation}
+        self.models = [HeadedModel.from_pretrained(path, **load).to(build.device()) for path in (reward, cost)]
+        self.encoder = Encoder(load_processor(reward), config=self.models[0].backbone.config)
+        self.batch_size = settings.generation.batch_size
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[float], list[float]]:
+        found: tuple[list[float], list[float]] = ([], [])
+        for start in range(0, len(texts), self.batch_size):
+            inputs = self.encoder.prompts(prompts[start : start + self.batch_size])
+            responses = self.encoder.responses(texts[start : start + self.batch_size])
+            for scores, model in zip(found, self.models, strict=True):
+                features = encode_images(model.backbone, inputs)
+                scores += model(features, responses)["score"].squeeze(-1).tolist()
+        return found
+
+
+def one_prompt(text: str, images: Sequence[Path]) -> Prompt:
+    """A prompt of a question and picture files. Raises ImageError for a file that is no picture within limits."""
+    pictures = tuple(Picture.from_path(path) for path in images)
+    for picture in pictures:
+        picture.load()
+    return Prompt(text=text, images=pictures)
+
+
+def answer_one(model: str, text: str, images: Sequence[Path], settings: Settings) -> str:
+    """One answer to one question."""
+    prompt = one_prompt(text, images)
+    torch.manual_seed(settings.seed)
+    return Answering(model, settings)([prompt])[0]
+
+
+def answer_split(model: str, output: Path, settings: Settings) -> int:
+    """Answers to every prompt of the evaluation split, one JSON object a line; returns how many."""
+    prompts = build.comparisons(settings, "evaluation").prompts()
+    answering = Answering(model, settings)
+    torch.manual_seed(settings.seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w") as file:
+        for start in track(range(0, len(prompts), answering.batch_size), description="answering"):
+            batch = prompts[start : start + answering.batch_size]
+            for prompt, text in zip(batch, answering(batch), strict=True):
+                row: dict[str, Any] = {"prompt_id": prompt.id, "question": prompt.text, "response": text}
+                file.write(json.dumps(row | {"category": prompt.category}, ensure_ascii=False) + "\n")
+    return len(prompts)
+
+
+def regenerate_one(
+    judge: Guard, model: str, text: str, images: Sequence[Path], rounds: int, settings: Settings
+) -> Transcript:
+    """One answer through the guard; where the guard cannot judge questions, only answers are judged."""
+    from guard.regenerate import GenerativePolicy, regenerate
+
+    prompt = one_prompt(text, images)
+    answering = Answering(model, settings)
+    torch.manual_seed(settings.seed)
+    policy = GenerativePolicy(answering, answering.encoder, answering.sampling, answering.batch_size)
+    return regenerate(policy, judge, [prompt], rounds, judge_query=judge.can_judge("query"))[0]

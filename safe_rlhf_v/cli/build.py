@@ -1,0 +1,167 @@
+"""From settings to the objects a stage is made of."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from beavertails_v import ComparisonSet, LabelledResponse, Prompt, ResponseSet, load_comparisons, load_responses
+from safe_rlhf_v import duals
+from safe_rlhf_v.cli.common import plain
+from safe_rlhf_v.cli.stage_folder import read_done
+from safe_rlhf_v.config import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
+    from safe_rlhf_v.models.roles import Roles
+    from safe_rlhf_v.training.online import OnlineArguments
+
+Split = Literal["train", "evaluation"]
+
+
+def require(value: str | None, key: str, what: str) -> str:
+    """The setting's value, or a SettingsError that says which setting is missing."""
+    if not value:
+        raise SettingsError(f"{key} is not set: give {what}, in the settings file or as {key}=...")
+    return value
+
+
+def comparisons(settings: Settings, split: Split) -> ComparisonSet:
+    """The pairs of a split; what was left out is shown."""
+    return _load(load_comparisons, settings, split)  # type: ignore[no-any-return]
+
+
+def responses(settings: Settings, split: Split) -> ResponseSet:
+    """The single responses of a split; those of pairs unrolled."""
+    return _load(load_responses, settings, split)  # type: ignore[no-any-return]
+
+
+def _load(load: Any, settings: Settings, split: Split) -> Any:
+    data = settings.data
+    found = load(
+        require(data.path, "data.path", "a folder, file or hub id with preference data"),
+        data.train_split if split == "train" else data.evaluation_split,
+        categories=data.categories,
+        revision=data.revision,
+        keep=data.keep,
+        limit=data.limit if split == "train" else data.evaluation_limit,
+        check_images=data.check_images,
+    )
+    plain(found.report.summary())
+    return found
+
+
+def base_model(settings: Settings) -> str:
+    """The untrained model."""
+    return require(settings.model.path, "model.path", "a folder or hub id of a vision-language model")
+
+
+def start_model(settings: Settings) -> str:
+    """What the later stages start from: model.start, else a finished <output_dir>/sft, else model.path."""
+    if settings.model.start:
+        return settings.model.start
+    sft = Path(settings.output_dir) / "sft"
+    return str(sft) if read_done(sft) else base_model(settings)
+
+
+def trained(settings: Settings, stage: str, given: str | None, key: str) -> str:
+    """Folder of a trained model: the one given, else that of the finished stage, else a SettingsError."""
+    if given:
+        return given
+    folder = Path(settings.output_dir) / stage
+    if not read_done(folder):
+        raise SettingsError(
+            f"{folder} holds no finished {stage} model: run `safe-rlhf-v train {stage}` first, or set {key}"
+        )
+    return str(folder)
+
+
+def device() -> Any:
+    """This process's device."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def dual(settings: Settings) -> duals.Dual:
+    """The multiplier's rule."""
+    section = settings.policy.dual
+    if section.kind == "pid":
+        return duals.PIDDual(**section.pid.model_dump())
+    rule = duals.LogDual if section.kind == "log" else duals.AdditiveDual
+    return rule(lr=section.lr, initial=section.initial, maximum=section.maximum)
+
+
+def algorithm(settings: Settings, threshold: float) -> OnlineAlgorithm:
+    """The algorithm with its own section, and the policy section's beta and threshold where it knows them."""
+    from safe_rlhf_v.algorithms.group_lag import GroupLag
+    from safe_rlhf_v.algorithms.ppo_lag import PPOLag
+    from safe_rlhf_v.algorithms.repo import RePO
+
+    policy = settings.policy
+    kind: Any = {"ppo_lag": PPOLag, "group_lag": GroupLag, "repo": RePO}[policy.algorithm]
+    shared = {"beta": policy.beta, "threshold": threshold}
+    known = {f.name for f in fields(kind)}
+    return kind(**getattr(policy, policy.algorithm).model_dump(), **{k: v for k, v in shared.items() if k in known})  # type: ignore[no-any-return]
+
+
+def online_arguments(settings: Settings, output_dir: Path) -> OnlineArguments:
+    """The online loop's arguments: those of the policy section that it knows."""
+    from safe_rlhf_v.training.online import OnlineArguments
+
+    known = {f.name for f in fields(OnlineArguments)}
+    values = settings.policy.model_dump(include=known)
+    return OnlineArguments(**values, output_dir=output_dir, seed=settings.seed)
+
+
+def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
+    """All six roles, on one backbone or on separate models."""
+    from safe_rlhf_v.models.roles import AdapterRoles, SeparateRoles
+
+    model, policy = settings.model, settings.policy
+    shared: dict[str, Any] = dict(
+        critics=policy.algorithm != "group_lag",
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation,
+        max_prompt_length=model.max_prompt_length,
+        device=device(),
+    )
+    if policy.roles == "separate":
+        return SeparateRoles.from_pretrained(start, reward, cost, **shared)
+    return AdapterRoles.from_pretrained(
+        start,
+        reward,
+        cost,
+        lora=policy_lora(settings),
+        quantization=model.quantization,
+        gradient_checkpointing=policy.gradient_checkpointing,
+        vision_cache_bytes=policy.vision_cache_mb * 2**20,
+        **shared,
+    )
+
+
+def policy_lora(settings: Settings) -> Any:
+    """model.lora without dropout, under which old and new log-probabilities would differ by chance."""
+    from safe_rlhf_v.models.backbone import LoraSettings
+
+    return LoraSettings(r=settings.model.lora.r, alpha=settings.model.lora.alpha, dropout=0.0)
+
+
+def benign_prompts(settings: Settings, split: Split) -> list[Prompt]:
+    """Harmless prompts for the guard, beside those of the data."""
+    source = settings.guard.benign
+    if source is None:
+        return []
+    name = settings.data.train_split if split == "train" else settings.data.evaluation_split
+    return load_responses(source, name, check_images=settings.data.check_images).prompts()
+
+
+def demonstrations(settings: Settings, data: ComparisonSet) -> list[tuple[Prompt, str]] | None:
+    """(prompt, response) pairs for the ptx term: those that SFT would imitate."""
+    from safe_rlhf_v.training.encode import labelled, picked
+
+    if not settings.policy.ptx_coeff:
+        return None
+    rows: list[LabelledResponse] = [labelled(row, k) for row in data for k in picked(row, settings.sft.responses)]
+    return [(row.prompt, row.response.text) for row in rows]

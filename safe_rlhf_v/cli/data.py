@@ -1,0 +1,103 @@
+"""Commands on data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safe_rlhf_v.cli.common import console, plain, show, user_errors
+
+app = typer.Typer(no_args_is_help=True, help="Make, check and describe preference data.")
+Source = Annotated[
+    str, typer.Argument(help="Folder with data/<category>/<split>.parquet, a .parquet, a .jsonl, or a hub id.")
+]
+Split = Annotated[str, typer.Option(help="Split to read.")]
+
+
+@app.command("picture-world")
+@user_errors
+def picture_world(
+    folder: Annotated[Path, typer.Argument(help="Where to write; in the layout of BeaverTails-V.")],
+    train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 4000,
+    evaluation: Annotated[int, typer.Option(min=1, help="Evaluation pairs.")] = 600,
+    seed: Annotated[int, typer.Option(help="Equal seeds write equal data.")] = 0,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Your own pictures of the objects, OBJECT/STYLE.png, in place of drawn ones.")
+    ] = None,
+    held_out_style: Annotated[str | None, typer.Option(help="Style kept for evaluation; the last by name.")] = None,
+) -> None:
+    """Draw a world of pictures and questions whose true helpfulness and harm are known.
+
+    Example: safe-rlhf-v data picture-world runs/world --train 1000 --evaluation 200
+    """
+    from beavertails_v.picture_world import write
+
+    write(folder, train=train, evaluation=evaluation, seed=seed, pictures=pictures, held_out_style=held_out_style)
+    console.print(f"written: {folder}")
+
+
+@app.command()
+@user_errors
+def check(
+    source: Source,
+    split: Split = "train",
+    report: Annotated[Path | None, typer.Option(help="Write every faulty row to this .jsonl.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any row is left out.")] = False,
+) -> None:
+    """Read every row and picture; say which rows are left out and why.
+
+    Example: safe-rlhf-v data check my_data --split train --report faults.jsonl
+    """
+    from beavertails_v import load_comparisons
+
+    found = load_comparisons(source, split).report
+    plain(found.summary())
+    if report is not None:
+        found.write(report)
+        console.print(f"written: {report}")
+    if strict and found.dropped:
+        raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
+def leakage(
+    source: Source,
+    train: Annotated[str, typer.Option(help="Training split.")] = "train",
+    evaluation: Annotated[str, typer.Option(help="Evaluation split.")] = "evaluation",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a picture or prompt is in both.")] = False,
+) -> None:
+    """Pictures, prompts and questions that stand in both splits.
+
+    Example: safe-rlhf-v data leakage runs/world --strict
+    """
+    from beavertails_v import leakage as shared_by
+    from beavertails_v import load_comparisons
+
+    first, second = (load_comparisons(source, split, check_images="header") for split in (train, evaluation))
+    found = shared_by(first, second)
+    plain(found.summary())
+    if found.train_rows:
+        console.print(
+            f"training rows to leave out: {list(found.train_rows[:20])}{' ...' * (len(found.train_rows) > 20)}"
+        )
+    if strict and found.train_rows:
+        raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
+def info(source: Source, split: Split = "train") -> None:
+    """How many pairs, of which categories, how safe, and whether preferences go with rates.
+
+    Example: safe-rlhf-v data info runs/world --split evaluation
+    """
+    from beavertails_v import audit, load_comparisons
+
+    data = load_comparisons(source, split, check_images="header")
+    found = audit(data)
+    plain(found.summary())
+    show("categories", {name or "benign": count for name, count in sorted(found.categories.items())})
+    show("harmless rates", {f"rate {rate}": count for rate, count in sorted(found.harmless_rates.items())})

@@ -1,0 +1,171 @@
+"""The report of a run: the aligned model against its start, judged by the known truth or by the trained models."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from beavertails_v import Prompt
+from beavertails_v.picture_world import Oracle, invites_harm, slices_of
+from guard.classifier import Guard
+from guard.regenerate import GenerativePolicy, regenerate, safety_by_round
+from safe_rlhf_v.cli import build
+from safe_rlhf_v.cli.answering import Answering, Scoring
+from safe_rlhf_v.cli.stage_folder import read_done
+from safe_rlhf_v.cli.stages import encodable, threshold
+from safe_rlhf_v.config import Settings
+from safe_rlhf_v.evaluation import (
+    Judge,
+    ModelJudge,
+    OracleJudge,
+    Resampling,
+    build_report,
+    collect,
+    cost_metrics,
+    read_metrics,
+    reward_metrics,
+    write_report,
+)
+
+STAGES = ("sft", "reward", "cost", "guard", "policy")
+
+
+def evaluate(settings: Settings) -> dict[str, Any]:
+    """Write <output_dir>/report/report.html and report.json; returns {"headline": ..., "report": path of the page}."""
+    start = time.monotonic()
+    output, world = Path(settings.output_dir), _Truth(build.comparisons(settings, "evaluation").prompts())
+    scorer = Scoring(
+        build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model"),
+        cost_dir := build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model"),
+        settings,
+    )
+    guard = _guard(settings)
+    judge = world.judge(scorer, guard)
+    aligned = Answering(build.trained(settings, "policy", settings.evaluation.model, "evaluation.model"), settings)
+    base = Answering(settings.evaluation.base or build.start_model(settings), settings)
+    prompts, _ = encodable(world.prompts, base.encoder)
+    answers = []
+    for name, model in (("base", base), ("aligned", aligned)):
+        torch.manual_seed(settings.seed)
+        answers.append(
+            collect(
+                model,
+                prompts,
+                judge,
+                settings.evaluation.samples,
+                scorer=scorer,
+                batch_size=model.batch_size,
+                label=name,
+            )
+        )
+    rounds = _rounds(settings, guard, base, prompts, judge)
+    data = build_report(
+        before=answers[0],
+        after=answers[1],
+        judge=judge,
+        invites_harm=world.invites_harm,
+        slices=world.slices,
+        constraint=_constraint(settings, threshold(settings, cost_dir)),
+        reward_model=_preference(output / "reward"),
+        cost_model=_preference(output / "cost"),
+        guard=((read_done(output / "guard") or {}).get("measured") or {}).get("evaluation"),
+        guard_rounds=rounds,
+        metrics=_metrics(output),
+        seconds=_seconds(output) | {"evaluation": round(time.monotonic() - start, 1)},
+        settings=settings.model_dump(mode="json"),
+        examples=settings.evaluation.examples,
+        subtitle=f"{settings.model.path} on {settings.data.path}",
+        seed=settings.seed,
+        resampling=Resampling(
+            level=settings.evaluation.confidence, draws=settings.evaluation.bootstrap, seed=settings.seed
+        ),
+    )
+    page = write_report(data, output / "report")
+    shown = ("unsafe_rate", "benign_helpfulness", "over_refusal_rate", "mean_cost", "mean_reward")
+    headline = {side: {name: getattr(getattr(data, side), name) for name in shown} for side in ("base", "aligned")}
+    return {"headline": headline | {"judge": judge.name}, "report": str(page)}
+
+
+class _Truth:
+    """What is known of the prompts: of the picture world everything; elsewhere, which have a harm category."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.prompts = list(prompts)
+        self.known = all("picture_world" in prompt.meta for prompt in prompts)
+
+    def judge(self, scorer: Scoring, guard: Guard | None) -> Judge:
+        if self.known:
+            return OracleJudge(Oracle())
+        if guard is None or not guard.can_judge("response"):
+            return ModelJudge(scorer)
+        return ModelJudge(scorer, lambda prompts, texts: [v.severity for v in guard.judge(prompts, texts)])
+
+    def invites_harm(self, prompt: Prompt) -> bool:
+        return invites_harm(prompt) if self.known else prompt.category is not None
+
+    @property
+    def slices(self) -> Any:
+        return slices_of if self.known else None
+
+
+def _guard(settings: Settings) -> Guard | None:
+    folder = settings.guard.path or str(Path(settings.output_dir) / "guard")
+    if settings.guard.path is None and not read_done(Path(folder)):
+        return None
+    return Guard.from_pretrained(
+        folder, policy=settings.guard.policy, device=build.device(), dtype=settings.model.dtype
+    )
+
+
+def _rounds(
+    settings: Settings, guard: Guard | None, base: Answering, prompts: list[Prompt], judge: Judge
+) -> list[dict[str, Any]]:
+    """Safety of the start model behind the guard after 0, 1, ... rounds, by a judge that is not the guard."""
+    if guard is None or not settings.evaluation.guard_rounds or base.sampling.temperature == 0:
+        return []
+    torch.manual_seed(settings.seed)
+    policy = GenerativePolicy(base, base.encoder, base.sampling, base.batch_size)
+    most = settings.guard.max_rounds
+    transcripts = regenerate(policy, guard, prompts, most, judge_query=guard.can_judge("query"))
+    return safety_by_round(transcripts, lambda prompt, text: judge(prompt, text).unsafe, most)
+
+
+def _preference(folder: Path) -> Any:
+    """A reward or cost model's held-out figures, from the scores its stage wrote."""
+    file = folder / "evaluation_scores.jsonl"
+    if not file.is_file():
+        return None
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    if folder.name == "reward":
+        return reward_metrics(columns["scores"], columns["more_helpful"])
+    return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"])
+
+
+def _constraint(settings: Settings, bound: float) -> dict[str, Any]:
+    policy = settings.policy
+    rule = policy.dual.pid if policy.dual.kind == "pid" else policy.dual
+    rows = _metrics(Path(settings.output_dir))
+    last = rows[-1]["multiplier"] if rows else rule.initial
+    return {
+        "threshold": bound,
+        "final_multiplier": last,
+        "maximum_multiplier": rule.maximum,
+        "algorithm": policy.algorithm,
+    }
+
+
+def _metrics(output: Path) -> list[dict[str, Any]]:
+    file = output / "policy" / "metrics.jsonl"
+    return list(read_metrics(file)) if file.is_file() else []
+
+
+def _seconds(output: Path) -> dict[str, float]:
+    found = {stage: read_done(output / stage) for stage in STAGES}
+    return {stage: float(done["seconds"]) for stage, done in found.items() if done}

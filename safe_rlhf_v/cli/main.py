@@ -1,0 +1,136 @@
+"""The root of the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safe_rlhf_v.cli import data, guard, train
+from safe_rlhf_v.cli.common import Config, Overrides, console, plain, settings_of, show, user_errors
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""Safety alignment of vision-language models: preference data, reward and cost models, constrained training,
+a graded guard.
+
+Start with [bold]safe-rlhf-v quickstart[/]: it needs no download and shows every stage on two CPU cores.
+
+A real run takes one YAML file and one command a stage:
+
+safe-rlhf-v train sft     --config configs/own_data.yaml
+
+safe-rlhf-v train reward  --config configs/own_data.yaml
+
+safe-rlhf-v train cost    --config configs/own_data.yaml
+
+safe-rlhf-v train policy  --config configs/own_data.yaml policy.threshold=auto
+
+safe-rlhf-v evaluate      --config configs/own_data.yaml""",
+)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+app.add_typer(guard.app, name="guard")
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    if debug:
+        os.environ["SAFE_RLHF_V_DEBUG"] = "1"
+    if version:
+        from importlib.metadata import version as installed
+
+        console.print(f"safe-rlhf-v {installed('safe-rlhf-v')}")
+        raise typer.Exit
+
+
+@app.command(rich_help_panel="Start here")
+@user_errors
+def quickstart(config: Config = None, overrides: Overrides = None) -> None:
+    """The demo: draw a world, align a small model in it, guard it, report what changed. Nothing is downloaded.
+
+    Example: safe-rlhf-v quickstart output_dir=runs/first seed=1
+    """
+    from safe_rlhf_v.cli.quickstart import run
+
+    run(config, overrides or [])
+
+
+@app.command("settings", rich_help_panel="Start here")
+@user_errors
+def settings_command(
+    config: Config = None,
+    overrides: Overrides = None,
+    search: Annotated[str, typer.Option(help="Only settings whose name or description holds this.")] = "",
+    save: Annotated[Path | None, typer.Option(help="Write all settings to this YAML file.")] = None,
+) -> None:
+    """List every setting with its value, its default and what it means.
+
+    Example: safe-rlhf-v settings --search threshold
+
+    Example: safe-rlhf-v settings --config run.yaml policy.beta=0.1 --save full.yaml
+    """
+    from safe_rlhf_v.cli.settings_table import print_settings
+
+    settings = settings_of(config, overrides)
+    print_settings(settings, search)
+    if save is not None:
+        settings.save(save)
+        console.print(f"written: {save}")
+
+
+@app.command()
+@user_errors
+def generate(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model, for example runs/demo/policy.")],
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Question about the picture.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Answer a whole split into this .jsonl.")
+    ] = None,
+    config: Config = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="Setting: section.key=value.")] = None,
+) -> None:
+    """Answer one question about a picture, or every prompt of a data set's evaluation split.
+
+    Example: safe-rlhf-v generate runs/demo/policy --image photo.png --prompt "what is this ?"
+
+    Example: safe-rlhf-v generate runs/demo/policy --output answers.jsonl -s data.path=runs/demo/data
+    """
+    from safe_rlhf_v.cli.answering import answer_one, answer_split
+    from safe_rlhf_v.config import SettingsError
+
+    settings = settings_of(config, set_)
+    if (prompt is None) == (output is None):
+        raise SettingsError("give --prompt for one question, or --output for a whole split (and not both)")
+    if prompt is not None:
+        plain(answer_one(model, prompt, image or [], settings))
+    else:
+        count = answer_split(model, output, settings)  # type: ignore[arg-type]
+        console.print(f"{count} answers written: {output}")
+
+
+@app.command()
+@user_errors
+def evaluate(config: Config = None, overrides: Overrides = None) -> None:
+    """Compare the aligned model with the one it started from, on the evaluation split; write report.html.
+
+    Judged by the picture world's oracle where the data is of that world, else by the trained reward and cost models.
+
+    Example: safe-rlhf-v evaluate --config run.yaml evaluation.samples=4
+    """
+    from safe_rlhf_v.cli.evaluation import evaluate as run
+
+    result = run(settings_of(config, overrides))
+    show("evaluation", result["headline"])
+    console.print(f"report: {result['report']}")

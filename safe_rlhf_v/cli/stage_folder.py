@@ -1,0 +1,104 @@
+"""A stage's folder: finished work is skipped, killed work goes on, work of other settings is not overwritten.
+
+stage.json says with which settings a stage began, done.json that it ended, with what, and how long it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_v.cli.common import console
+from safe_rlhf_v.config import Settings, SettingsError
+
+# What may change between a killed run and its continuation without changing the result.
+BOOKKEEPING = {
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "eval_steps",
+    "report_to",
+    "per_device_eval_batch_size",
+}
+
+
+def run_stage(
+    name: str,
+    settings: Settings,
+    sections: Sequence[str],
+    work: Callable[[Path], dict[str, Any]],
+    *,
+    overwrite: bool = False,
+    **inputs: Any,
+) -> dict[str, Any]:
+    """Do `work(folder)` unless it is done; returns what it measured.
+
+    sections: those of the settings that the result depends on, beside model, data and seed. inputs: what else it
+    depends on, such as the model it starts from. Raises SettingsError where the folder holds work of other settings.
+    """
+    folder = Path(settings.output_dir) / name
+    if overwrite and folder.exists() and _main_process():
+        shutil.rmtree(folder)
+    wanted = identity(settings, sections) | {key: str(value) for key, value in inputs.items()}
+    _refuse_other(folder, wanted)
+    if done := read_done(folder):
+        console.print(f"{name}: done before, {folder} is kept")
+        return dict(done["measured"])
+    if _main_process():
+        write_json(folder / "stage.json", wanted)
+    start = time.monotonic()
+    measured = work(folder)
+    if _main_process():
+        write_json(folder / "done.json", {"seconds": round(time.monotonic() - start, 1), "measured": measured})
+    return measured
+
+
+def identity(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
+    """The settings a stage's result depends on, flat: {"reward.learning_rate": 3e-05, ...}."""
+    tree = settings.model_dump(mode="json", include={"seed", "model", "data", *sections})
+    flat = _flatten(tree)
+    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in BOOKKEEPING}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _refuse_other(folder: Path, wanted: Mapping[str, Any]) -> None:
+    file = folder / "stage.json"
+    if not file.is_file():
+        return
+    before = json.loads(file.read_text())
+    changed = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
+    if changed:
+        listed = ", ".join(f"{key} ({before.get(key)} then, {wanted.get(key)} now)" for key in changed[:4])
+        raise SettingsError(
+            f"{folder} was made with other settings: {listed}{' ...' * (len(changed) > 4)}; "
+            "choose another output_dir, or add --overwrite to throw it away"
+        )
+
+
+def read_done(folder: Path) -> dict[str, Any] | None:
+    """{"seconds", "measured"} of a finished stage, or None."""
+    file = folder / "done.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+def _main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,173 @@
+"""The stages of a run, each a function of the settings. A stage writes to <output_dir>/<stage>, is skipped once it is
+done, and goes on from its newest checkpoint where it was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from beavertails_v import Prompt
+from safe_rlhf_v.cli import build
+from safe_rlhf_v.cli.common import console
+from safe_rlhf_v.cli.stage_folder import read_done, run_stage
+from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.models.processing import Encoder, EncodingError
+from safe_rlhf_v.training.card import write_card
+from safe_rlhf_v.training.encode import DataError, LeftOut, check_prompt
+from safe_rlhf_v.training.supervised import train_preference_model, train_sft
+
+
+def sft(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """Supervised fine-tuning of model.path."""
+    base = build.base_model(settings)
+
+    def work(folder: Path) -> dict[str, Any]:
+        return train_sft(
+            build.comparisons(settings, "train"), build.comparisons(settings, "evaluation"), base, folder, settings
+        )
+
+    return run_stage("sft", settings, ["sft"], work, overwrite=overwrite)
+
+
+def reward(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """The reward model, on the model the policy starts from."""
+    return _preference("reward", settings, overwrite)
+
+
+def cost(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """The cost model, on the model the policy starts from."""
+    return _preference("cost", settings, overwrite)
+
+
+def _preference(kind: Literal["reward", "cost"], settings: Settings, overwrite: bool) -> dict[str, Any]:
+    start = build.start_model(settings)
+
+    def work(folder: Path) -> dict[str, Any]:
+        train, held_out = build.comparisons(settings, "train"), build.comparisons(settings, "evaluation")
+        return train_preference_model(kind, train, held_out, start, folder, settings)
+
+    return run_stage(kind, settings, [kind], work, overwrite=overwrite, start=start)
+
+
+def guard(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """The guard, on the model the policy starts from."""
+    start = build.start_model(settings)
+
+    def work(folder: Path) -> dict[str, Any]:
+        from guard.policy import Policy
+        from guard.train import GuardOptions, train_guard
+
+        section = settings.guard
+        options = section.model_dump(include=set(GuardOptions.__dataclass_fields__) & set(type(section).model_fields))
+        return train_guard(
+            build.responses(settings, "train"),
+            build.responses(settings, "evaluation"),
+            start,
+            folder,
+            settings,
+            benign=build.benign_prompts(settings, "train"),
+            benign_evaluation=build.benign_prompts(settings, "evaluation"),
+            options=GuardOptions(**options),
+            policy=Policy.load(section.policy) if section.policy else None,
+        )
+
+    return run_stage("guard", settings, ["guard"], work, overwrite=overwrite, start=start)
+
+
+def policy(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """Constrained training of the policy against the reward and cost model; the folder itself loads as a model."""
+    start = build.start_model(settings)
+    reward_dir = build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model")
+    cost_dir = build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model")
+
+    def work(folder: Path) -> dict[str, Any]:
+        return _train_policy(settings, folder, start, reward_dir, cost_dir)
+
+    models = {"start": start, "reward": reward_dir, "cost": cost_dir}
+    return run_stage("policy", settings, ["policy"], work, overwrite=overwrite, **models)
+
+
+def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str, cost_dir: str) -> dict[str, Any]:
+    from safe_rlhf_v.training.online import OnlineTrainer
+
+    bound = threshold(settings, cost_dir)
+    data = build.comparisons(settings, "train")
+    roles = build.roles(settings, start, reward_dir, cost_dir)
+    prompts, left_out = encodable(data.prompts(), roles.encoder)
+    trainer = OnlineTrainer(
+        roles,
+        build.algorithm(settings, bound),
+        build.dual(settings),
+        prompts,
+        build.online_arguments(settings, folder),
+        demonstrations=build.demonstrations(settings, data),
+    )
+    result = trainer.train(resume_from_checkpoint="auto")
+    last = result.metrics[-1]
+    shown = ("reward", "cost", "violation", "multiplier", "kl", "unsafe_share", "response_length")
+    measured: dict[str, Any] = {"steps": result.steps, "threshold": bound, "algorithm": settings.policy.algorithm}
+    measured |= {
+        "prompts": len(prompts),
+        "left_out": len(left_out),
+        "last_step": {k: last[k] for k in shown if k in last},
+    }
+    if trainer.accelerator.is_main_process:
+        _move_up(result.policy_dir, folder)
+        settings.save(folder / "settings.yaml")
+        write_card(folder, "policy", start, settings, measured)
+        (folder / "left_out.jsonl").write_text("".join(json.dumps(asdict(x)) + "\n" for x in left_out))
+    trainer.accelerator.wait_for_everyone()
+    return measured
+
+
+def _move_up(source: Path, folder: Path) -> None:
+    """The policy's files into the stage's folder, so that this folder loads as a model."""
+    for path in source.iterdir():
+        os.replace(path, folder / path.name)
+    shutil.rmtree(source)
+
+
+def threshold(settings: Settings, cost_dir: str | Path) -> float:
+    """The bound d; "auto" is the mean cost that the cost model gives to the safer responses of its training data."""
+    if settings.policy.threshold != "auto":
+        return float(settings.policy.threshold)
+    done = read_done(Path(cost_dir))
+    mean = (done or {}).get("measured", {}).get("train_sample", {}).get("mean_cost_safer")
+    if mean is None:
+        raise SettingsError(
+            f"policy.threshold = 'auto' needs the figures of a cost model trained here, and {cost_dir} has none; "
+            "give a number"
+        )
+    console.print(f"threshold: {mean:+.3f}, the mean cost of the safer responses of the training data")
+    return float(mean)
+
+
+def encodable(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[LeftOut]]:
+    """The prompts that the model can read, and the others by name."""
+    kept, left_out = [], []
+    for i, prompt in enumerate(prompts):
+        try:
+            check_prompt(prompt, encoder)
+            kept.append(prompt)
+        except EncodingError as error:
+            left_out.append(LeftOut(i, prompt.id, type(error).__name__, str(error)))
+    if not kept:
+        raise DataError(
+            f"none of {len(prompts)} prompts can be encoded: {left_out[0].detail if left_out else 'there are none'}"
+        )
+    if left_out:
+        console.print(f"{len(left_out)} of {len(prompts)} prompts left out, see left_out.jsonl")
+    return kept, left_out
+
+
+def evaluate(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """Compare the aligned model with its start; writes <output_dir>/report."""
+    from safe_rlhf_v.cli.evaluation import evaluate as run
+
+    return run(settings)

@@ -1,0 +1,78 @@
+"""Commands that train."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from safe_rlhf_v.cli.common import Config, Overrides, console, settings_of, show, user_errors
+
+app = typer.Typer(
+    no_args_is_help=True,
+    short_help="Train one stage: sft, reward, cost, policy or guard.",
+    help="""Train one stage. Each writes to <output_dir>/<stage>, goes on where it was killed, and is skipped once
+it is done. On several GPUs: accelerate launch -m safe_rlhf_v.cli train reward --config run.yaml""",
+)
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Throw away what the stage wrote before, and start again.")
+]
+
+
+def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> None:
+    from safe_rlhf_v.cli import stages
+
+    settings = settings_of(config, overrides)
+    measured = getattr(stages, stage)(settings, overwrite=overwrite)
+    show(stage, measured)
+    console.print(f"written: {settings.output_dir}/{stage}")
+
+
+@app.command()
+@user_errors
+def sft(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Supervised fine-tuning on the responses of the data.
+
+    Example: safe-rlhf-v train sft --config run.yaml sft.responses=safer sft.learning_rate=1e-5
+    """
+    _run("sft", config, overrides, overwrite)
+
+
+@app.command()
+@user_errors
+def reward(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """The reward model: which of two responses is more helpful.
+
+    Example: safe-rlhf-v train reward --config run.yaml reward.num_train_epochs=1
+    """
+    _run("reward", config, overrides, overwrite)
+
+
+@app.command()
+@user_errors
+def cost(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """The cost model: which of two responses is safer, and, by its sign, whether a response is unsafe.
+
+    Example: safe-rlhf-v train cost --config run.yaml cost.sign_weight=2
+    """
+    _run("cost", config, overrides, overwrite)
+
+
+@app.command()
+@user_errors
+def policy(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """The policy: raise reward while the mean cost stays at or under policy.threshold. Needs reward and cost models.
+
+    Example: safe-rlhf-v train policy --config run.yaml policy.algorithm=ppo_lag policy.threshold=auto
+    """
+    _run("policy", config, overrides, overwrite)
+
+
+@app.command()
+@user_errors
+def guard(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """The guard: judges questions and answers, with category and severity.
+
+    Example: safe-rlhf-v train guard --config run.yaml guard.max_steps=500
+    """
+    _run("guard", config, overrides, overwrite)

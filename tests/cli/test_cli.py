@@ -1,0 +1,228 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from beavertails_v.picture_world import vocabulary, write
+from safe_rlhf_v.cli import app
+from safe_rlhf_v.cli.stage_folder import identity, run_stage
+from safe_rlhf_v.config import SettingsError, load_settings
+from safe_rlhf_v.models.tiny import tiny_llava
+
+TINY = """
+output_dir: {folder}/run
+model: {{path: {folder}/base}}
+data: {{path: {folder}/data}}
+sft: {{max_steps: 3, learning_rate: 1e-3, freeze_vision: false}}
+reward: {{max_steps: 3}}
+cost: {{max_steps: 3}}
+guard: {{max_steps: 3}}
+policy:
+  max_steps: 2
+  threshold: auto
+  max_new_tokens: 6
+  num_generations: 2
+  per_device_train_batch_size: 2
+  save_steps: 1
+  guidance_rollouts: 1
+generation: {{max_new_tokens: 6}}
+evaluation: {{bootstrap: 100}}
+"""
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def error(*arguments: str | Path) -> str:
+    """What a mistake of the user prints: one message, exit code 2, no traceback."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world of a few pairs, a tiny model of it, and settings."""
+    folder = tmp_path_factory.mktemp("run")
+    write(folder / "data", train=24, evaluation=12)
+    model, processor = tiny_llava(vocabulary(), hidden_size=16, layers=2, vision_layers=1, heads=2)
+    model.save_pretrained(folder / "base")
+    processor.save_pretrained(folder / "base")
+    (folder / "run.yaml").write_text(TINY.format(folder=folder))
+    return folder
+
+
+def done(folder: Path, stage: str) -> dict[str, Any]:
+    return dict(json.loads((folder / "run" / stage / "done.json").read_text()))
+
+
+def test_every_stage_from_data_to_report(folder: Path) -> None:
+    """The road of a real run, in the order a user takes it, on a world and a model that are small."""
+    config = ("--config", folder / "run.yaml")
+    missing = error("train", "policy", *config)
+    assert "holds no finished reward model: run `safe-rlhf-v train reward` first" in missing
+    for stage in ("sft", "reward", "cost", "guard", "policy"):
+        result = run("train", stage, *config)
+        assert result.exit_code == 0, result.output
+        assert (folder / "run" / stage / "README.md").is_file()
+    assert done(folder, "reward")["measured"]["train_rows"] == 24
+    assert json.loads((folder / "run" / "reward" / "stage.json").read_text())["start"] == str(folder / "run" / "sft")
+    mean = done(folder, "cost")["measured"]["train_sample"]["mean_cost_safer"]
+    assert done(folder, "policy")["measured"]["threshold"] == pytest.approx(mean)
+
+    result = run("evaluate", *config)
+    assert result.exit_code == 0, result.output
+    report = json.loads((folder / "run" / "report" / "report.json").read_text())
+    assert report["judge"]["kind"] == "truth"
+    assert report["constraint"]["threshold"] == pytest.approx(mean)
+    assert report["reward_model"]["n_pairs"] == 12
+    assert len(report["guard_rounds"]) == 6
+    assert set(report["seconds"]) >= {"sft", "reward", "cost", "guard", "policy", "evaluation", "total"}
+
+    again = run("train", "cost", *config)
+    assert "done before" in again.output
+    changed = error("train", "cost", *config, "cost.learning_rate=1")
+    assert "cost.learning_rate (3e-05 then, 1.0 now)" in changed
+    assert "--overwrite" in changed
+
+    picture = folder / "picture.png"
+    picture.write_bytes(first_picture(folder))
+    model, short = folder / "run" / "policy", ("-s", "generation.max_new_tokens=4")
+    answer = run("generate", model, "-i", picture, "-p", "what is this ?", *short)
+    assert answer.exit_code == 0, answer.output
+    written = run("generate", model, "-o", folder / "answers.jsonl", *config)
+    assert written.exit_code == 0, written.output
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == len({row["prompt_id"] for row in rows})
+
+    verdict = run("guard", "check", folder / "run" / "guard", "-i", picture, "-t", "what is this ?", "--json")
+    parsed = json.loads(verdict.output)
+    assert verdict.exit_code == int(parsed["flagged"])
+    ask = ("-t", "what is this ?", "-i", picture)
+    looped = run("guard", "regenerate", folder / "run" / "guard", "-m", model, *ask, "--rounds", "1", *short)
+    assert looped.exit_code == 0, looped.output
+
+
+def first_picture(folder: Path) -> bytes:
+    from beavertails_v import load_comparisons
+
+    return load_comparisons(folder / "data", "evaluation")[0].prompt.images[0].encoded()
+
+
+def test_killed_stage_goes_on(folder: Path, tmp_path: Path) -> None:
+    settings = load_settings(folder / "run.yaml", [f"output_dir={tmp_path}"])
+
+    def dies(where: Path) -> dict[str, Any]:
+        (where / "checkpoint").write_text("half")
+        raise KeyboardInterrupt
+
+    def ends(where: Path) -> dict[str, Any]:
+        return {"found": (where / "checkpoint").read_text()}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("reward", settings, ["reward"], dies, start="x")
+    assert run_stage("reward", settings, ["reward"], ends, start="x") == {"found": "half"}
+    assert run_stage("reward", settings, ["reward"], dies, start="x") == {"found": "half"}  # done: not run again
+    with pytest.raises(SettingsError, match=r"start \(x then, y now\)"):
+        run_stage("reward", settings, ["reward"], ends, start="y")
+    with pytest.raises(FileNotFoundError):  # thrown away
+        run_stage("reward", settings, ["reward"], ends, overwrite=True, start="y")
+
+
+def test_bookkeeping_may_change_and_other_stages_do_not_matter() -> None:
+    def of(*overrides: str) -> dict[str, Any]:
+        return identity(load_settings(None, overrides), ["reward"])
+
+    assert of("reward.save_steps=3", "reward.report_to=[tensorboard]") == of()
+    assert of("cost.learning_rate=3") == of()
+    assert of("reward.learning_rate=3") != of()
+    assert of("seed=3") != of()
+
+
+def test_data_commands(folder: Path, tmp_path: Path) -> None:
+    made = run("data", "picture-world", tmp_path / "world", "--train", "6", "--evaluation", "4", "--seed", "3")
+    assert made.exit_code == 0, made.output
+    assert "kept 6 rows, left out 0" in run("data", "check", tmp_path / "world", "--strict").output
+    assert "4 pairs" in run("data", "info", tmp_path / "world", "--split", "evaluation").output
+    assert run("data", "leakage", tmp_path / "world", "--strict").exit_code == 0
+    same = run("data", "leakage", tmp_path / "world", "--evaluation", "train", "--strict")
+    assert same.exit_code == 1
+    assert "training rows to leave out: [0, 1, 2" in same.output
+
+
+def test_check_reports_faults(folder: Path, tmp_path: Path) -> None:
+    row = {"question": "what is this?", "category": "violence_and_physical_harm", "response_1": "a", "response_2": "a"}
+    row |= {f"is_response_{k}_safe": "yes" for k in (1, 2)} | {f"response_{k}_harmless_rate": 1 for k in (1, 2)}
+    row |= {f"response_{k}_helpful_rate": 1 for k in (1, 2)} | {f"response_{k}_from": "x" for k in (1, 2)}
+    row |= {"more_helpful_response_id": 1, "safer_response_id": 1, "image_severity": 0, "image": "none.png"}
+    fine = row | {"response_2": "b", "image": "there.png"}
+    (tmp_path / "there.png").write_bytes(first_picture(folder))
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (row, fine)))
+    result = run("data", "check", tmp_path, "--strict", "--report", tmp_path / "faults.jsonl")
+    assert result.exit_code == 1
+    assert "left out 1" in result.output
+    assert len((tmp_path / "faults.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "sft"], "model.path is not set"),
+        (["train", "sft", "model.path=x"], "data.path is not set"),
+        (["train", "sft", "--config", "none.yaml"], "none.yaml: no such settings file"),
+        (["train", "sft", "sft.learning_rat=1"], "did you mean 'sft.learning_rate'"),
+        (["train", "reward", "reward.max_steps=many"], "override 'reward.max_steps=many'"),
+        (["data", "check", "nowhere"], "nowhere"),
+        (["generate", "model"], "give --prompt for one question"),
+        (["generate", "model", "-p", "hi", "-i", "none.png"], "none.png"),
+        (["guard", "check", "nowhere", "-t", "hi"], "nowhere has no guard.json"),
+        (["settings", "--search", "xyzzy"], "no setting's name or description holds 'xyzzy'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in error(*arguments)
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFE_RLHF_V_DEBUG", "")  # what --debug sets is undone after the test
+    with pytest.raises(SettingsError):
+        run("--debug", "train", "sft")
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*args: Any) -> None:
+        raise ValueError("not for users")
+
+    monkeypatch.setattr("safe_rlhf_v.config.load", bug)
+    with pytest.raises(ValueError, match="not for users"):
+        run("settings")
+
+
+def test_settings_are_listed_and_saved(tmp_path: Path) -> None:
+    result = run("settings", "--search", "policy.beta", "policy.beta=0.3", "--save", tmp_path / "full.yaml")
+    assert "0.3 (default" in result.output
+    assert load_settings(tmp_path / "full.yaml").policy.beta == 0.3
+
+
+@pytest.mark.parametrize("command", ["train policy", "train sft", "data check", "guard check", "generate", "evaluate"])
+def test_help_teaches_by_example(command: str) -> None:
+    assert f"Example: safe-rlhf-v {command}" in " ".join(run(*command.split(), "--help").output.split())
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    heavy = ("torch", "transformers", "datasets", "numpy")
+    code = f"import sys, safe_rlhf_v.cli; print([name for name in {heavy} if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout.strip() == "[]"

@@ -130,7 +130,7 @@ def canonical_id(value: Any) -> str:
 
 def _choice(row: Row, column: str, ids: tuple[str, ...]) -> int:
     value = row.get(column)
-    if isinstance(value, bool) or canonical_id(value) not in ids:
+    if canonical_id(value) not in ids:
         raise RowError(
             "invalid", f"column {column!r} is {value!r}, neither {ids[0]} nor {ids[1]} (ties cannot be used)"
         )

@@ -141,8 +141,9 @@ def test_a_split_is_not_mixed_with_an_older_one(tmp_path: Path) -> None:
         write_beavertails_v([pair(2)], tmp_path, "train")
     assert len(load_comparisons(tmp_path)) == 2
     write_beavertails_v([pair(3)], tmp_path, "evaluation")
-    write_beavertails_v([pair(2)], tmp_path, "train", overwrite=True)
-    assert [p.prompt.text for p in load_comparisons(tmp_path)] == ["q 2"]
+    write_beavertails_v([pair(2)], tmp_path, "train", overwrite=True)  # in place of pair(), read above
+    (again,) = load_comparisons(tmp_path)
+    assert again.prompt.text == "q 2" and again.prompt.images[0].encoded() == png(2)
     assert len(load_comparisons(tmp_path, "evaluation")) == 1
 
 

@@ -274,7 +274,9 @@ def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
 
 def test_limit_takes_the_first_rows_kept(official: Path, one_file: OneFile) -> None:
     assert [p.prompt.text for p in load_comparisons(official, limit=6)][-1] == "animal_abuse 0"
-    limited = load_comparisons(one_file(official_row(0, **IDENTICAL), official_row(1), official_row(2)), limit=1)
+    limited = load_comparisons(
+        one_file(official_row(0, **IDENTICAL), official_row(1), official_row(2, **EMPTY)), limit=1
+    )
     assert [p.prompt.text for p in limited] == ["question 1"]
     assert limited.report.counts == {"identical": 1} and "limit=1" in limited.report.summary()
     assert len(load_comparisons(official, limit=0)) == 0
@@ -403,6 +405,7 @@ def test_pictures_are_read_from_their_own_row_group(official: Path, monkeypatch:
     monkeypatch.setattr(store, "CACHE_BYTES", 1)  # nothing is kept at hand, so every read goes to the file
     pairs = load_comparisons(official, categories=["animal_abuse"])
     for n in (4, 0, 3, 1, 2):
+        assert len(store._CACHE._groups) == 1
         assert pairs[n].prompt.images[0].encoded() == png(n)
         assert pairs[n].prompt.images[0].load().getpixel((0, 0)) == (n, 0, 7)
 

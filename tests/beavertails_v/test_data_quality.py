@@ -38,11 +38,12 @@ def test_audit_counts_agreement_of_each_preference_with_its_rates() -> None:
             pair((-1, 1), (0, 3), 0, b"a"),  # both contradict
             pair((0, 0), (1, 1), 1, b"b"),  # both tied
             pair((None, 1), (1, 1), 1, b"b"),  # safer ungraded, more helpful tied
+            pair((1, 2), (2, 1), 1, b"b"),  # both agree
         ]
     )
-    assert (counted.pairs, counted.prompts, counted.pictures) == (4, 2, 2)
-    assert counted.safer == {"agrees": 1, "contradicts": 1, "tied": 1, "ungraded": 1}
-    assert counted.more_helpful == {"agrees": 1, "contradicts": 1, "tied": 2}
-    assert counted.safe_responses == 6  # of 8: each of the first two pairs has one unsafe
-    assert counted.harmless_rates == {-1: 2, 0: 2, 1: 3}
-    assert "4 pairs, 2 prompts, 2 pictures" in counted.summary()
+    assert (counted.pairs, counted.prompts, counted.pictures) == (5, 2, 2)
+    assert counted.safer == {"agrees": 2, "contradicts": 1, "tied": 1, "ungraded": 1}
+    assert counted.more_helpful == {"agrees": 2, "contradicts": 1, "tied": 2}
+    assert counted.safe_responses == 8  # of 10: each of the first two pairs has one unsafe
+    assert counted.harmless_rates == {-1: 2, 0: 2, 1: 4, 2: 1}
+    assert "5 pairs, 2 prompts, 2 pictures" in counted.summary()

@@ -49,7 +49,14 @@ def comparisons(draw: Any) -> Comparison:
         category=draw(st.none() | st.sampled_from(Taxonomy.load().secondary)),
         severity=draw(st.none() | st.sampled_from(Severity)),
         meta=draw(
-            st.fixed_dictionaries({}, optional={"picture_world": st.text(), "image_severity": st.integers(0, 3)})
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "picture_world": st.text(),
+                    "image_severity": st.integers(0, 3),
+                    "tags": st.lists(st.text(), min_size=1),
+                },
+            )
         ),
     )
     pair = Comparison(

@@ -142,6 +142,15 @@ def test_a_missing_picture(one_file: OneFile) -> None:
     assert only_reason(one_file(official_row(), official_row(1, image=None)))[0] == "undecodable"
 
 
+def test_a_file_without_a_column_of_pictures(one_file: OneFile) -> None:
+    row = official_row()
+    del row["image"]
+    with pytest.raises(SourceError, match=r"no usable row(.|\n)*the file has no column of pictures"):
+        load_comparisons(one_file(row))
+    (pair,) = load_comparisons(one_file(row | {"images": [{"bytes": png(n), "path": None} for n in (1, 2)]}))
+    assert [picture.encoded() for picture in pair.prompt.images] == [png(1), png(2)]
+
+
 def test_limits_are_those_given(one_file: OneFile) -> None:
     path = one_file(official_row(), official_row(1, image={"bytes": png(1, (9, 8)), "path": None}))
     assert only_reason(path, limits=ImageLimits(max_pixels=64))[0] == "undecodable"

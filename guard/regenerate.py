@@ -102,7 +102,7 @@ def regenerate(
     """
     if max_rounds < 0:
         raise ValueError(f"max_rounds is {max_rounds}; give 0 or more")
-    text = refusal or getattr(getattr(guard, "policy", None), "refusal", REFUSAL)
+    text = str(refusal or getattr(getattr(guard, "policy", None), "refusal", REFUSAL))
     count = count_tokens or getattr(policy, "count_tokens", None)
     queries = guard.judge(prompts) if judge_query and prompts else [None] * len(prompts)
     attempts: list[list[Attempt]] = [[] for _ in prompts]

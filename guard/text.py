@@ -59,14 +59,14 @@ class Neutraliser:
     """Breaks the special tokens of a tokenizer wherever a user's text spells them.
 
     "<image>" becomes "< image>": it reads the same and tokenises as plain text, so a text can neither add a picture
-    slot nor close its turn.
+    slot nor close its turn. Case does not matter, for tokenizers that lower it first.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
         # a token of one visible character cannot be broken, and runs of blanks are layout, not control
         ordered = sorted({t for t in tokens if len(t.strip()) > 1}, key=len, reverse=True)
         self.tokens: Sequence[str] = tuple(ordered)
-        self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._pattern = re.compile("|".join(map(re.escape, ordered)), re.IGNORECASE) if ordered else None
 
     def __call__(self, text: str) -> str:
         if self._pattern is None:

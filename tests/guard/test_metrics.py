@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from sklearn import metrics as sk
 
 from guard import metrics
 
@@ -27,21 +28,32 @@ def test_binary_against_brute_force() -> None:
         ap, last = ap + (recall - last) * precision, recall
     assert got["auprc"] == pytest.approx(ap)
     best = max(
-
-            (unsafe & (scores >= t)).sum() / unsafe.sum()
-            for t in [*set(scores), 2]
-            if (~unsafe & (scores >= t)).mean() == 0
-
+        (unsafe & (scores >= t)).sum() / unsafe.sum()
+        for t in [*set(scores), 2]
+        if (~unsafe & (scores >= t)).mean() == 0
     )
     assert got["recall_at_1_fpr"] == pytest.approx(best)  # 36 safe rows: 1 % of them is none
 
 
-def test_recall_at_fpr_uses_the_allowance() -> None:
-    # 4 safe rows; 25 % may be flagged, so the threshold may pass one of them: recall 3/3, not 1/3
-    unsafe = np.array([1, 0, 1, 1, 0, 0, 0], bool)
-    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
-    assert metrics.recall_at_fpr(unsafe, scores, 0.25) == 1
-    assert metrics.recall_at_fpr(unsafe, scores, 0.01) == pytest.approx(1 / 3)
+def test_recall_at_one_percent_uses_its_allowance() -> None:
+    # 200 safe rows, two of them (1 %) above the last unsafe one: all three unsafe rows may be reached; with three, one
+    scores = np.concatenate([[0.9, 0.7, 0.6], [0.8, 0.65], np.linspace(0, 0.5, 198)])
+    unsafe = np.arange(203) < 3
+    recall = lambda s: metrics.binary_metrics(unsafe, s, s > 0.5, samples=2)["recall_at_1_fpr"]  # noqa: E731
+    assert recall(scores) == 1
+    scores[5:7] = 0.85
+    assert recall(scores) == pytest.approx(1 / 3)
+
+
+def test_weighted_ranking_figures_are_those_of_scikit_learn() -> None:
+    unsafe, scores = RNG.random(80) < 0.3, np.round(RNG.random(80), 1)
+    weights = metrics.bootstrap_weights(80, None, 30, seed=2)
+    got = metrics._binary_values(unsafe, scores, scores > 0.5, weights)
+    for k, w in enumerate(weights):
+        assert got["auprc"][k] == pytest.approx(sk.average_precision_score(unsafe, scores, sample_weight=w))
+        false, true, _ = sk.roc_curve(unsafe, scores, sample_weight=w, drop_intermediate=False)
+        assert got["recall_at_1_fpr"][k] == pytest.approx(true[false <= 0.01].max())
+        assert got["f1"][k] == pytest.approx(sk.f1_score(unsafe, scores > 0.5, sample_weight=w))
 
 
 def test_undefined_rates_are_none() -> None:

@@ -1,0 +1,306 @@
+"""One vision-language backbone with heads: a query or a response is judged in one forward, without generating a word.
+
+A query is the encoded prompt alone; a response is the prompt and the response's tokens. The heads read the state of the
+last attended token: unsafe (two logits, one for queries and one for responses), severity (three, see `guard.losses`)
+and one logit a category.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from beavertails_v.images import ImageError, Picture
+from beavertails_v.schema import Prompt, Severity
+from guard.calibration import Calibration, scaled
+from guard.losses import severity_at_least, severity_probabilities
+from guard.model import GuardSpec, control_tokens, weights_hash
+from guard.policy import Policy
+from guard.text import Neutraliser, readings
+from guard.types import Kind, Verdict, fail_closed
+from safe_rlhf_v.models.backbone import encode_images
+from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.processing import Encoder, EncodingError, collate, load_processor, stack_responses
+from safe_rlhf_v.models.vision_cache import VisionCache
+from safe_rlhf_v.types import Inputs, Responses
+
+SPEC_FILE, CALIBRATION_FILE, POLICY_FILE = "guard.json", "calibration.json", "policy.yaml"
+PICTURE_ALONE = "What is in this picture?"  # the question that stands beside a picture judged without a text
+ImageLike = Picture | Image.Image | str | Path | bytes
+OnError = Literal["raise", "refuse"]
+
+
+class UntrainedKindError(ValueError):
+    """The guard was asked to judge a kind (queries, responses) that it had no labels to learn."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One reading of item `item`, encoded: a prompt (1, P) and a response's token ids, or None for a query."""
+
+    item: int
+    inputs: Inputs
+    response: list[int] | None
+
+    @property
+    def length(self) -> int:
+        return self.inputs.input_ids.shape[1] + len(self.response or ())
+
+
+class Guard:
+    """Judges queries and responses.
+
+    model: as `guard.model.build_model` makes it. policy: which probability leads to which action (the shipped one).
+    calibration: default none, so raw probabilities. batch_size: rows a forward. picture_cache: bytes of image features
+    kept, so that several answers to one picture encode it once.
+    """
+
+    def __init__(
+        self,
+        model: HeadedModel,
+        encoder: Encoder,
+        spec: GuardSpec,
+        policy: Policy | None = None,
+        calibration: Calibration | None = None,
+        *,
+        batch_size: int = 16,
+        picture_cache: int = 256 * 2**20,
+    ) -> None:
+        self.model, self.encoder, self.spec = model.eval(), encoder, spec
+        self.policy = Policy.load() if policy is None else policy
+        self.policy.check_categories(spec.categories)
+        self.calibration = Calibration() if calibration is None else calibration
+        self.batch_size = batch_size
+        self.neutralise = Neutraliser(control_tokens(encoder))
+        self._pictures = VisionCache(picture_cache)
+
+    def moderate(
+        self,
+        image: ImageLike | Sequence[ImageLike] | None,
+        text: str,
+        response: str | None = None,
+        on_error: OnError = "raise",
+    ) -> Verdict:
+        """Judge a query, or with `response` the response to it. image: a picture in any form, several, or None.
+
+        text may be empty beside a picture. Raises ImageError, EncodingError, SchemaError or UntrainedKindError;
+        on_error="refuse" turns the first two, which the content causes, into a verdict that fails closed.
+        """
+        return self.moderate_batch([image], [text], [response], on_error)[0]
+
+    def moderate_batch(
+        self,
+        images: Sequence[ImageLike | Sequence[ImageLike] | None],
+        texts: Sequence[str],
+        responses: Sequence[str | None] | None = None,
+        on_error: OnError = "raise",
+    ) -> list[Verdict]:
+        """`moderate` of many at once, in order; the three sequences are of equal length."""
+        replies = [None] * len(texts) if responses is None else list(responses)
+        if not len(images) == len(texts) == len(replies):
+            raise ValueError(
+                f"{len(images)} images, {len(texts)} texts and {len(replies)} responses: give as many of each"
+            )
+        prompts = []
+        for image, text in zip(images, texts, strict=True):
+            pictures = _pictures(image)
+            prompts.append(Prompt(text=PICTURE_ALONE if pictures and not text.strip() else text, images=pictures))
+        return self.judge(prompts, replies, on_error)
+
+    def judge(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str | None] | None = None,
+        on_error: OnError = "raise",
+    ) -> list[Verdict]:
+        """One verdict a prompt, in order: of the query where its response is None, else of the response.
+
+        Every reading of a text is judged and the strictest verdict kept. Content longer than the model reads is not
+        cut: it fails closed, as does anything that the model answers with NaN.
+        """
+        replies = [None] * len(prompts) if responses is None else list(responses)
+        self._require({_kind(reply) for reply in replies})
+        found: list[list[Verdict]] = [[] for _ in prompts]
+        rows: list[_Row] = []
+        for i, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+            try:
+                mine = self._rows(i, prompt, reply)
+            except (ImageError, EncodingError) as error:
+                if on_error == "raise":
+                    raise
+                found[i].append(self.refused(_kind(reply), str(error)))
+                continue
+            longest = max(row.length for row in mine)
+            if longest > self.spec.max_length:
+                why = f"{longest} tokens, more than the {self.spec.max_length} that the model reads"
+                found[i].append(self.refused(_kind(reply), why, truncated=True))
+            else:
+                rows += mine
+        for row, verdict in zip(rows, self._verdicts(rows), strict=True):
+            found[row.item].append(verdict)
+        return [max(verdicts, key=Verdict.strictness) for verdicts in found]
+
+    def refused(self, kind: Kind, reason: str, *, truncated: bool = False) -> Verdict:
+        """The verdict for content that this guard cannot judge."""
+        return fail_closed(kind, reason, self.spec.categories, truncated=truncated, calibration_id=self.calibration.id)
+
+    def can_judge(self, kind: Kind) -> bool:
+        return kind in self.spec.kinds
+
+    def _require(self, kinds: set[Kind]) -> None:
+        for kind in sorted(kinds - set(self.spec.kinds)):
+            plural = {"query": "queries", "response": "responses"}[kind]
+            raise UntrainedKindError(
+                f"this guard was trained to judge {' and '.join(self.spec.kinds) or 'nothing'}; its data had no "
+                f"harmless or no harmful {plural}, so its verdict on a {kind} would mean nothing. Train it with "
+                f"such {plural} (for queries: a benign set), or do not judge them"
+            )
+
+    def _rows(self, item: int, prompt: Prompt, reply: str | None) -> list[_Row]:
+        texts = [t for t in readings(prompt.text) if t.strip()]
+        if reply is None:
+            return [self.row(replace(prompt, text=t), None, item) for t in texts]
+        pairs = list(zip_longest(texts, replies := readings(reply)))
+        return [
+            self.row(replace(prompt, text=texts[-1] if t is None else t), replies[-1] if r is None else r, item)
+            for t, r in pairs
+        ]
+
+    def row(self, prompt: Prompt, reply: str | None, item: int = 0) -> _Row:
+        """Encode one query or response, its special tokens made harmless."""
+        inputs = self.encoder.prompts([self.harmless(prompt)])
+        if reply is None:
+            return _Row(item, inputs, None)
+        return _Row(item, inputs, self.encoder.responses([self.neutralise(reply)]).ids[0].tolist())
+
+    def harmless(self, prompt: Prompt) -> Prompt:
+        """The prompt with the special tokens in its text broken."""
+        text = self.neutralise(prompt.text)
+        return prompt if text == prompt.text else replace(prompt, text=text)
+
+    def batch(self, rows: Sequence[_Row]) -> tuple[Inputs, Responses | None]:
+        """Padded prompts and responses; a query among responses has a response of no tokens."""
+        pad_id = self.encoder.pad_id
+        inputs = collate([row.inputs for row in rows], pad_id=pad_id)
+        if all(row.response is None for row in rows):
+            return inputs, None
+        return inputs, stack_responses([row.response or [] for row in rows], pad_id=pad_id)
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[_Row]) -> dict[str, Tensor]:
+        """Raw logits on the CPU, in the order of `rows`: unsafe (B, 2), severity (B, 3), category (B, K)."""
+        order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+        parts = []
+        for start in range(0, len(order), self.batch_size):
+            inputs, replies = self.batch([rows[i] for i in order[start : start + self.batch_size]])
+            inputs = encode_images(self.model.backbone, inputs, self._pictures)
+            parts.append({name: z.float().cpu() for name, z in self.model(inputs, replies).items()})
+        back = torch.tensor(order).argsort()
+        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+
+    def _verdicts(self, rows: Sequence[_Row]) -> list[Verdict]:
+        if not rows:
+            return []
+        logits = scaled(self.logits(rows), self.calibration.temperatures)
+        columns = zip(
+            rows,
+            logits["unsafe"].sigmoid().tolist(),
+            severity_at_least(logits["severity"]).tolist(),
+            severity_probabilities(logits["severity"]).tolist(),
+            logits["category"].sigmoid().tolist(),
+            torch.cat([z.isfinite() for z in logits.values()], dim=1).all(1).tolist(),
+            strict=True,
+        )
+        return [
+            self._verdict(_kind(row.response), unsafe, at_least, levels, categories)
+            if finite
+            else self.refused(_kind(row.response), "the model's answer is not a finite number")
+            for row, unsafe, at_least, levels, categories, finite in columns
+        ]
+
+    def _verdict(
+        self, kind: Kind, pair: list[float], at_least: list[float], levels: list[float], categories: list[float]
+    ) -> Verdict:
+        unsafe, named = pair[kind == "response"], dict(zip(self.spec.categories, categories, strict=True))
+        decision = self.policy.decide(kind, unsafe, tuple(at_least), named)  # type: ignore[arg-type]
+        level = sum(p >= 0.5 for p in at_least)
+        return Verdict(
+            kind=kind,
+            flagged=decision.flagged,
+            unsafe_probability=unsafe,
+            severity=Severity(max(level, int(decision.flagged))),
+            severity_probabilities=tuple(levels),  # type: ignore[arg-type]
+            categories=named,
+            action=decision.action,
+            reason=decision.reason,
+            calibration_id=self.calibration.id,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Heads, adapter or weights, processor, taxonomy, kinds, calibration and policy."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder, self.encoder.processor)
+        (folder / SPEC_FILE).write_text(json.dumps(asdict(self.spec), indent=2) + "\n", encoding="utf-8")
+        self.calibration.save(folder / CALIBRATION_FILE)
+        self.policy.save(folder / POLICY_FILE)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        base: Any = None,
+        policy: Policy | str | Path | None = None,
+        device: str | torch.device | None = None,
+        batch_size: int = 16,
+        **load: Any,
+    ) -> Guard:
+        """What `save_pretrained` wrote. policy: another policy, or its file, in place of the saved one.
+
+        base, load: as in `HeadedModel.from_pretrained`. Raises FileNotFoundError, PolicyError, or ValueError where the
+        calibration belongs to other weights.
+        """
+        folder = Path(folder)
+        if not (folder / SPEC_FILE).is_file():
+            raise FileNotFoundError(f"{folder} has no {SPEC_FILE}: it is not a saved guard")
+        saved = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
+        spec = GuardSpec(**saved | {"categories": tuple(saved["categories"]), "kinds": tuple(saved["kinds"])})
+        model = HeadedModel.from_pretrained(folder, base, **load)
+        if device is not None:
+            model.to(device)
+        if not isinstance(policy, Policy):
+            policy = Policy.load(folder / POLICY_FILE if policy is None else policy, spec.categories)
+        calibration = Calibration.load(folder / CALIBRATION_FILE)
+        if calibration.weights and calibration.weights != weights_hash(model):
+            raise ValueError(f"{folder / CALIBRATION_FILE} was fitted for other weights than these; calibrate again")
+        encoder = Encoder(load_processor(folder), config=model.backbone.config)
+        return cls(model, encoder, spec, policy, calibration, batch_size=batch_size)
+
+
+def _kind(reply: object) -> Kind:
+    return "query" if reply is None else "response"
+
+
+def _pictures(image: ImageLike | Sequence[ImageLike] | None) -> tuple[Picture, ...]:
+    if image is None:
+        return ()
+    if isinstance(image, (list, tuple)):
+        return tuple(p for one in image for p in _pictures(one))
+    if isinstance(image, Picture):
+        return (image,)
+    if isinstance(image, Image.Image):
+        return (Picture.from_pil(image),)
+    if isinstance(image, (bytes, bytearray)):
+        return (Picture.from_bytes(bytes(image)),)
+    if isinstance(image, (str, Path)):
+        return (Picture.from_path(image),)
+    raise TypeError(
+        f"image is a {type(image).__name__}; give a PIL image, a path, bytes, a Picture, a list of them or None"
+    )

@@ -1,0 +1,107 @@
+"""What the guard learns from: labelled queries and responses, and which kinds the data can teach at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from beavertails_v.schema import LabelledResponse, Prompt, Severity
+from guard.calibration import Labels
+from guard.types import Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One query (response None) or response with its labels; None is unknown.
+
+    category: of the harm, None for a safe example and for an unsafe one whose category the data does not give.
+    """
+
+    prompt: Prompt
+    response: str | None
+    unsafe: bool
+    severity: Severity | None
+    category: str | None
+
+    @property
+    def kind(self) -> Kind:
+        return "query" if self.response is None else "response"
+
+
+def query_example(prompt: Prompt) -> Example:
+    """A prompt is unsafe where it has a category of harm. A safe one has severity NONE."""
+    unsafe = prompt.category is not None
+    severity = prompt.severity if unsafe else Severity.NONE
+    return Example(prompt=prompt, response=None, unsafe=unsafe, severity=severity, category=prompt.category)
+
+
+def response_example(row: LabelledResponse) -> Example:
+    """A response is unsafe as labelled; its own category, else the prompt's, where it is."""
+    unsafe = not row.response.safe
+    category = (row.response.category or row.prompt.category) if unsafe else None
+    return Example(
+        prompt=row.prompt,
+        response=row.response.text,
+        unsafe=unsafe,
+        severity=row.response.severity,
+        category=category,
+    )
+
+
+def unique_prompts(data: Iterable[LabelledResponse], benign: Iterable[Prompt] = ()) -> list[Prompt]:
+    """Prompts of the data and the benign set, once each, in order."""
+    found: dict[str, Prompt] = {}
+    for prompt in [*(row.prompt for row in data), *benign]:
+        found.setdefault(prompt.id, prompt)
+    return list(found.values())
+
+
+def examples_of(data: Sequence[LabelledResponse], benign: Sequence[Prompt] = ()) -> dict[Kind, list[Example]]:
+    """Queries (each prompt once) and responses. Raises ValueError for a benign prompt that has a category of harm."""
+    for prompt in benign:
+        if prompt.category is not None:
+            raise ValueError(
+                f"benign prompt {prompt.id} has category {prompt.category!r}; leave it out of the benign set"
+            )
+    return {
+        "query": [query_example(p) for p in unique_prompts(data, benign)],
+        "response": [response_example(row) for row in data],
+    }
+
+
+def teachable(examples: Sequence[Example]) -> bool:
+    """Whether there are both safe and unsafe ones: one kind alone teaches a head to say the same always."""
+    return len({e.unsafe for e in examples}) == 2
+
+
+def held_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+    """(rest, held out): about `fraction` of the prompts, by their content, so that a prompt is wholly on one side."""
+    chosen = [int(e.prompt.id, 16) % 10_000 < fraction * 10_000 for e in examples]
+    return (
+        [e for e, out in zip(examples, chosen, strict=True) if not out],
+        [e for e, out in zip(examples, chosen, strict=True) if out],
+    )
+
+
+def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
+    """Tensors of labels. A safe example is in no category; an unsafe one without a category has them all unknown.
+
+    Raises ValueError for a category that is not in `categories`.
+    """
+    index = {name: k for k, name in enumerate(categories)}
+    marks = torch.zeros(len(examples), len(categories), dtype=torch.long)
+    for i, example in enumerate(examples):
+        if example.category is not None:
+            if example.category not in index:
+                raise ValueError(f"prompt {example.prompt.id}: category {example.category!r} is not in the taxonomy")
+            marks[i, index[example.category]] = 1
+        elif example.unsafe:
+            marks[i] = -1
+    return Labels(
+        is_response=torch.tensor([e.response is not None for e in examples]),
+        unsafe=torch.tensor([int(e.unsafe) for e in examples]),
+        severity=torch.tensor([-1 if e.severity is None else int(e.severity) for e in examples]),
+        categories=marks,
+    )

@@ -1,0 +1,270 @@
+"""Training a guard: one run gives heads, temperatures, figures and a folder that `Guard.from_pretrained` reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+
+from beavertails_v.schema import LabelledResponse, Prompt
+from beavertails_v.taxonomy import Taxonomy
+from guard import losses
+from guard.calibration import Calibration, Labels, fit
+from guard.classifier import Guard
+from guard.evaluate import KINDS, evaluate
+from guard.examples import Example, examples_of, held_out, labels_of, teachable
+from guard.model import GuardSpec, build_model, weights_hash
+from guard.policy import Policy
+from guard.types import Kind
+from safe_rlhf_v.config import Settings
+from safe_rlhf_v.models.backbone import encode_images, freeze_vision, load_backbone, vision_is_frozen
+from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.processing import Encoder, EncodingError, load_processor
+from safe_rlhf_v.models.vision_cache import VisionCache
+from safe_rlhf_v.training.card import write_card
+from safe_rlhf_v.training.encode import DataError, LeftOut, check_prompt
+from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
+from safe_rlhf_v.training.supervised import lora_settings, training_arguments
+from safe_rlhf_v.training.trainers import SupervisedTrainer
+from safe_rlhf_v.types import Inputs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardOptions:
+    """What only a guard needs beside the settings of every stage. All [ours].
+
+    head_learning_rate: of the heads, which start from nothing while the backbone does not.
+    *_weight: of the three losses. calibration_share: of the training prompts, kept for the temperatures; 0 fits none.
+    picture_cache: bytes of image features kept between epochs, where the vision tower is frozen.
+    """
+
+    head_learning_rate: float = 1e-3
+    unsafe_weight: float = 1.0
+    severity_weight: float = 1.0
+    category_weight: float = 0.2
+    calibration_share: float = 0.1
+    picture_cache: int = 1024 * 2**20
+
+
+def train_guard(
+    train: Sequence[LabelledResponse],
+    evaluation: Sequence[LabelledResponse],
+    base: str | Path,
+    output_dir: str | Path,
+    settings: Settings,
+    *,
+    benign: Sequence[Prompt] = (),
+    benign_evaluation: Sequence[Prompt] = (),
+    options: GuardOptions | None = None,
+    policy: Policy | None = None,
+    taxonomy: Taxonomy | None = None,
+    resume_from_checkpoint: str | bool | None = "auto",
+) -> dict[str, Any]:
+    """Train a guard on `base` and save it to `output_dir`; returns what metrics.json holds.
+
+    Each prompt is a query example, each response a response example. benign: harmless prompts that the data lacks:
+    where all prompts are harmful (as in BeaverTails-V) and none are given, queries are not learned, the log says so and
+    `moderate` refuses to judge one. Stage arguments come from settings.guard, adapters from settings.model.lora.
+    resume_from_checkpoint: "auto" (the newest whole checkpoint in output_dir), a folder, or None.
+    Raises DataError where the data can teach nothing.
+    """
+    options, output_dir = options or GuardOptions(), Path(output_dir)
+    examples = examples_of(train, benign)
+    kinds = teachable_kinds(examples)
+    guard = fresh_guard(base, settings, kinds, options, taxonomy or Taxonomy.load(), policy)
+    rows, left_out = encodable([e for kind in kinds for e in examples[kind]], guard, settings)
+    rest, calibration_rows = held_out(rows, options.calibration_share)
+    if not rest:
+        raise DataError(f"no example is left to train on; {len(left_out)} could not be encoded")
+    trainer = GuardTrainer(
+        guard.model,
+        training_arguments(settings.guard, output_dir, settings.seed),
+        options=options,
+        train_dataset=rest,
+        data_collator=GuardCollator(guard),
+        callbacks=[MetricsFile(output_dir / "metrics.jsonl"), ProgressBar("guard")],
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    resume = latest_checkpoint(output_dir) if resume_from_checkpoint == "auto" else resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=resume)
+    measured: dict[str, Any] = {"steps": trainer.state.global_step, "examples": len(rest), "left_out": len(left_out)}
+    if trainer.is_world_process_zero():
+        guard.model.eval()
+        guard.calibration = calibrate(guard, calibration_rows)
+        guard.save_pretrained(output_dir)
+        measured |= _measure(guard, evaluation, benign_evaluation, settings)
+        _write(output_dir, base, settings, measured, left_out)
+    trainer.accelerator.wait_for_everyone()
+    return measured
+
+
+def teachable_kinds(examples: Mapping[Kind, Sequence[Example]]) -> list[Kind]:
+    """The kinds with both safe and unsafe examples. Logs those that are left out; raises DataError if none is left."""
+    kinds = [kind for kind in KINDS if teachable(examples[kind])]
+    for kind in set(KINDS) - set(kinds):
+        unsafe = sum(e.unsafe for e in examples[kind])
+        log.warning(
+            "the data has %d unsafe and %d safe %s examples: the guard cannot learn to tell them apart and will refuse "
+            "to judge a %s%s", unsafe, len(examples[kind]) - unsafe, kind, kind,
+            "; give benign prompts to teach it" if kind == "query" else "",
+        )  # fmt: skip
+    if not kinds:
+        raise DataError(
+            "neither queries nor responses come both safe and unsafe: there is nothing for a guard to learn"
+        )
+    return kinds
+
+
+def fresh_guard(
+    base: str | Path,
+    settings: Settings,
+    kinds: Sequence[Kind],
+    options: GuardOptions,
+    taxonomy: Taxonomy,
+    policy: Policy | None = None,
+) -> Guard:
+    """An untrained guard on `base`: its vision tower frozen as settings.guard says, its seed set first."""
+    section, model = settings.guard, settings.model
+    set_seed(settings.seed)
+    backbone = load_backbone(
+        base, dtype=model.dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
+    )
+    if section.freeze_vision:
+        freeze_vision(backbone)
+    if section.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    headed = build_model(backbone, len(taxonomy.secondary), lora_settings(settings) if section.use_lora else None)
+    output, embedding = backbone.get_output_embeddings(), backbone.get_input_embeddings()
+    if output.weight is not embedding.weight:
+        output.requires_grad_(False)  # no logits are formed, and DDP would wait for its gradients
+    return Guard(
+        headed,
+        Encoder(load_processor(base), config=backbone.config),
+        GuardSpec.of(taxonomy, kinds, backbone),
+        policy,
+        batch_size=section.per_device_eval_batch_size,
+        picture_cache=options.picture_cache,
+    )
+
+
+def encodable(examples: Sequence[Example], guard: Guard, settings: Settings) -> tuple[list[Example], list[LeftOut]]:
+    """The examples within settings.model's lengths; the others by name. Nothing is cut."""
+    limits = settings.model
+    encoder = Encoder(
+        guard.encoder.processor,
+        limits.max_prompt_length,
+        max_response_length=limits.max_response_length,
+        config=guard.model.backbone.config,
+    )
+    kept, left_out = [], []
+    for i, example in enumerate(examples):
+        prompt = guard.harmless(example.prompt)
+        try:
+            check_prompt(prompt, encoder)
+            if example.response is not None:
+                encoder.responses([guard.neutralise(example.response)])
+            kept.append(example)
+        except EncodingError as error:
+            left_out.append(LeftOut(i, example.prompt.id, type(error).__name__, str(error)))
+    if left_out:
+        log.warning("%d of %d examples left out, see left_out.jsonl", len(left_out), len(examples))
+    return kept, left_out
+
+
+class GuardCollator:
+    """Examples to prompts (B, P), responses (B, R) (no tokens for a query), and labels."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        inputs, responses = self.guard.batch([self.guard.row(e.prompt, e.response) for e in examples])
+        batch: dict[str, Any] = {"inputs": inputs, "labels": labels_of(examples, self.guard.spec.categories)}
+        return batch if responses is None else batch | {"responses": responses}
+
+
+class GuardTrainer(SupervisedTrainer):
+    """The three losses, heads at their own learning rate, image features kept between epochs."""
+
+    def __init__(self, model: HeadedModel, args: TrainingArguments, *, options: GuardOptions, **kwargs: Any) -> None:
+        self.backbone, self.options = model.backbone, options
+        self.pictures = VisionCache(options.picture_cache) if vision_is_frozen(model.backbone) else None
+        super().__init__(model, args, **kwargs)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        logits = model(self.features(batch["inputs"]), batch.get("responses"))
+        return guard_loss(logits, batch["labels"], self.options)
+
+    def features(self, prompts: Inputs) -> Inputs:
+        return prompts if self.pictures is None else encode_images(self.backbone, prompts, self.pictures)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As Trainer's, but for the learning rate of the heads."""
+        if self.optimizer is None:  # type: ignore[has-type]
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            rates = {True: self.options.head_learning_rate, False: self.args.learning_rate}
+            groups = [
+                {
+                    "params": [p for name, p in named if name.startswith("heads.") is heads],
+                    "lr": rate,
+                    "weight_decay": self.args.weight_decay,
+                }
+                for heads, rate in rates.items()
+            ]
+            self.optimizer = cls([group for group in groups if group["params"]], **kwargs)
+        return self.optimizer
+
+
+def guard_loss(logits: Mapping[str, Tensor], labels: Labels, options: GuardOptions) -> tuple[Tensor, dict[str, float]]:
+    """Weighted sum of the three losses, and each on its own."""
+    parts = {
+        "unsafe": losses.unsafe_loss(logits["unsafe"].float(), labels.unsafe, labels.is_response),
+        "severity": losses.severity_loss(logits["severity"].float(), labels.severity, labels.unsafe),
+        "category": losses.category_loss(logits["category"].float(), labels.categories),
+    }
+    total = sum(getattr(options, f"{name}_weight") * part for name, part in parts.items())
+    return total, {f"{name}_loss": part.item() for name, part in parts.items()}  # type: ignore[return-value]
+
+
+def calibrate(guard: Guard, examples: Sequence[Example]) -> Calibration:
+    """Temperatures from rows that were not trained on; none without rows."""
+    if not examples:
+        return Calibration()
+    logits = guard.logits([guard.row(e.prompt, e.response) for e in examples])
+    return fit(logits, labels_of(examples, guard.spec.categories), weights_hash(guard.model))
+
+
+def _measure(
+    guard: Guard, evaluation: Sequence[LabelledResponse], benign: Sequence[Prompt], settings: Settings
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"kinds": list(guard.spec.kinds), "calibration_fit": dict(guard.calibration.report)}
+    if len(evaluation):
+        samples = settings.evaluation.bootstrap
+        found["evaluation"] = evaluate(guard, evaluation, benign=benign, samples=samples, seed=settings.seed)
+    return found
+
+
+def _write(
+    folder: Path, base: str | Path, settings: Settings, measured: Mapping[str, Any], left_out: Sequence[LeftOut]
+) -> None:
+    (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    lines = [json.dumps(asdict(x), ensure_ascii=False) + "\n" for x in left_out]
+    (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
+    settings.save(folder / "settings.yaml")
+    report = measured.get("evaluation", {})
+    tables = {name: report[name] for name in ("query", "response", "severity") if report.get(name)}
+    card = {name: {k: v for k, v in table.items() if k != "intervals"} for name, table in tables.items()}
+    flat = {k: v for k, v in measured.items() if isinstance(v, (int, float))}
+    more = {k: report[k] for k in ("over_refusal", "blind_f1", "calibration_id") if k in report}
+    write_card(folder, "guard", str(base), settings, flat | more | card)

@@ -283,9 +283,8 @@ def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
 
 def test_limit_takes_the_first_rows_kept(official: Path, one_file: OneFile) -> None:
     assert [p.prompt.text for p in load_comparisons(official, limit=6)][-1] == "animal_abuse 0"
-    limited = load_comparisons(
-        one_file(official_row(0, **IDENTICAL), official_row(1), official_row(2, **EMPTY)), limit=1
-    )
+    rows = [official_row(0, **IDENTICAL), official_row(1), official_row(2, safer_response_id="tie")]
+    limited = load_comparisons(one_file(*rows), limit=1)
     assert [p.prompt.text for p in limited] == ["question 1"]
     assert limited.report.counts == {"identical": 1} and "limit=1" in limited.report.summary()
     assert len(load_comparisons(official, limit=0)) == 0

@@ -1,8 +1,8 @@
 """Random tiny vision-language models of three families, built from their configs, with tokenizers trained in memory.
 
-Nothing is downloaded. Hidden size 16, two layers, 3-4 image tokens per picture; sizes are as small as each family allows.
-`FAMILIES` maps a name to a builder returning (model, processor). `save(family, folder)` writes both to disk; `loaded(family)`
-gives a shared (model, encoder) that a test must not change; `prompts()` has one, no and two pictures of different sizes.
+Nothing is downloaded. Hidden size 16, two layers, a few image tokens per picture: as small as each family allows.
+`FAMILIES` maps a name to a builder returning (model, processor). `save(family, folder)` writes both to disk;
+`loaded(family)` gives a shared (model, encoder) that a test must not change; `prompts()` has one, no and two pictures.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
 
 
 def idefics3(seed: int = 0) -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
-    """SigLIP tower on 16-px tiles, pixel shuffle 2: 4 image tokens a tile; one global tile plus splits of big pictures."""
+    """SigLIP tower on 16-px tiles, pixel shuffle 2: 4 image tokens a tile; a global tile after the splits."""
     names = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *ROWS_COLS]
     tok = tokenizer(names, eos="<end_of_utterance>")
     vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16)
@@ -136,7 +136,9 @@ def qwen2_5_vl(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2
     text = dict(TEXT, vocab_size=len(tok), rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]})
     vision = dict(depth=2, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=16, patch_size=4)
     config = Qwen2_5_VLConfig(
-        vision_config=dict(vision, window_size=16, fullatt_block_indexes=[1], spatial_merge_size=2, temporal_patch_size=2),
+        vision_config=dict(
+            vision, window_size=16, fullatt_block_indexes=[1], spatial_merge_size=2, temporal_patch_size=2
+        ),
         text_config=text,
         image_token_id=ids["image_pad"],
         video_token_id=ids["video_pad"],
@@ -145,7 +147,9 @@ def qwen2_5_vl(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2
         pad_token_id=tok.pad_token_id,
         eos_token_id=tok.eos_token_id,
     )
-    pictures = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=256)
+    pictures = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=256
+    )
     videos = NoVideos(video_processor_type="Qwen2VLVideoProcessor", patch_size=4)
     template = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
     processor = Qwen2_5_VLProcessor(pictures, tok, videos, chat_template=template)

@@ -8,51 +8,39 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import re
-import warnings
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
-from safe_rlhf_v.models.processing import join
+from safe_rlhf_v.models.adapters import CONFIG_FILE, LoraSettings, adapter_parameters, add_lora
+from safe_rlhf_v.models.collation import join
 from safe_rlhf_v.models.quirks import LOGIT_CAPS, LOGIT_DIVISORS, LOGIT_FACTORS, UNJOINABLE
 from safe_rlhf_v.models.vision_cache import encode_images
 from safe_rlhf_v.types import Inputs, Responses
 
 __all__ = [
     "LoraSettings",
+    "adapter_parameters",
     "add_lora",
     "encode_images",
+    "fingerprint",
     "freeze_vision",
     "hidden_states",
     "load_backbone",
     "output_head",
     "response_hidden",
+    "share_vision",
+    "vision_is_frozen",
 ]
 
 Quantization = Literal["4bit", "8bit"]
 _HEADS: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraSettings:
-    """Low-rank adapters on the linear layers of the language model; the vision tower and the output head stay as they are.
-
-    targets: "all" for every linear layer of the language model, or a regex matched against its layers' own names
-    ("q_proj|v_proj").
-    """
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: str = "all"
 
 
 def load_backbone(
@@ -81,8 +69,8 @@ def load_backbone(
     model = AutoModelForImageTextToText.from_pretrained(
         path, dtype=_dtype(dtype), **{k: v for k, v in options.items() if v is not None}
     )
-    if model.config.model_type in UNJOINABLE:
-        raise ValueError(f"model type {model.config.model_type} is not supported: {UNJOINABLE[model.config.model_type]}")
+    if (kind := model.config.model_type) in UNJOINABLE:
+        raise ValueError(f"model type {kind} is not supported: {UNJOINABLE[kind]}")
     for folder in adapters:
         model = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
     return model.eval()
@@ -135,7 +123,8 @@ def _find_head(model: Any) -> nn.Module:
     for head in (layer, scaled):
         if torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
             return head
-    raise NotImplementedError(f"{type(model).__name__}: its logits are not its output layer's; add how to models/quirks.py")
+    name = type(model).__name__
+    raise NotImplementedError(f"{name}: its logits are not its output layer's; add what they are to models/quirks.py")
 
 
 class ScaledHead(nn.Module):
@@ -202,54 +191,6 @@ def fingerprint(model: Any) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def language_prefix(model: Any) -> str:
-    """Qualified name of the language model inside `model` ("model.language_model", "model.text_model", ...)."""
-    decoder = model.get_decoder()
-    return next(name for name, module in model.named_modules() if module is decoder)
-
-
-def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
-    """PEFT configuration whose targets are one regex, anchored on the language model."""
-    prefix = language_prefix(model)
-    named = ((n.removesuffix(".base_layer"), m) for n, m in model.get_decoder().named_modules() if ".lora_" not in n)
-    linears = {name.rsplit(".", 1)[-1] for name, module in named if isinstance(module, nn.Linear)}
-    leaves = linears if settings.targets == "all" else {n for n in linears if re.fullmatch(settings.targets, n)}
-    if not leaves:
-        raise ValueError(f"LoRA targets {settings.targets!r} match none of the language model's layers {sorted(linears)}")
-    return LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})",
-        base_model_name_or_path=model.name_or_path or None,
-    )
-
-
-def add_lora(model: Any, settings: LoraSettings, name: str = "default") -> dict[str, nn.Parameter]:
-    """Freeze the model, inject a fresh adapter (a zero change) and return its parameters, which take gradients."""
-    return inject(model, lora_config(model, settings), name)
-
-
-def inject(model: Any, config: LoraConfig, name: str) -> dict[str, nn.Parameter]:
-    """Inject one more adapter, in float32. It takes gradients, and so do earlier adapters that did; the base does not."""
-    before = {key for key, p in model.named_parameters() if p.requires_grad and ".lora_" in key}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        model.add_adapter(config, adapter_name=name)
-    mine = adapter_parameters(model, name)
-    for key, parameter in model.named_parameters():
-        parameter.requires_grad_(key in mine or key in before)
-    for parameter in mine.values():
-        parameter.data = parameter.data.float()
-    return mine
-
-
-def adapter_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
-    """Parameters of one adapter by their qualified names."""
-    pattern = re.compile(rf"\.lora_\w+\.{re.escape(name)}(\.|$)")
-    return {key: p for key, p in model.named_parameters() if pattern.search(key)}
-
-
 def _on(model: Any, value: Any) -> Any:
     """Inputs or responses on the model's device; untouched where they are there already."""
     ids = value.input_ids if isinstance(value, Inputs) else value.ids
@@ -257,7 +198,7 @@ def _on(model: Any, value: Any) -> Any:
 
 
 def _adapter_config(path: str | Path) -> dict[str, Any] | None:
-    file = Path(path) / "adapter_config.json"
+    file = Path(path) / CONFIG_FILE
     return json.loads(file.read_text()) if file.is_file() else None
 
 
@@ -274,7 +215,7 @@ def _quantization(kind: Quantization | None, dtype: str | torch.dtype) -> BitsAn
     if kind not in ("4bit", "8bit"):
         raise ValueError(f"quantization {kind!r} is unknown: use '4bit', '8bit' or nothing")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError(f"quantization={kind!r} needs bitsandbytes: pip install bitsandbytes, or leave quantization off")
+        raise ImportError(f"quantization {kind!r} needs bitsandbytes: pip install bitsandbytes, or leave it off")
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = _dtype(dtype)

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from safe_rlhf_v.models.backbone import LoraSettings, add_lora, fingerprint, hidden_states, inject, load_backbone
+from safe_rlhf_v.models.adapters import ADAPTER_FILE, LoraSettings, add_lora, load_adapter, save_adapter
+from safe_rlhf_v.models.backbone import fingerprint, hidden_states, load_backbone
 from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.tensors import pool_last
 from safe_rlhf_v.types import Inputs, Responses
 
 HEADS_FILE = "heads.safetensors"
 DESCRIPTION_FILE = "headed.json"
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class HeadedModel(nn.Module):
@@ -42,7 +42,8 @@ class HeadedModel(nn.Module):
         if lora is not None:
             add_lora(backbone, lora)
         width = backbone.config.get_text_config().hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(width, k, bias=bias, device=backbone.device) for name, k in heads.items()})
+        linear = lambda k: nn.Linear(width, k, bias=bias, device=backbone.device)  # noqa: E731
+        self.heads = nn.ModuleDict({name: linear(k) for name, k in heads.items()})
 
     def forward(self, inputs: Inputs, responses: Responses | None = None) -> dict[str, Tensor]:
         """Each head's scores (B, k), float32, of the prompts or of prompts with responses."""
@@ -94,7 +95,8 @@ def save_heads(heads: nn.ModuleDict, folder: Path, backbone: Any, *, bias: bool)
     """Write heads.safetensors and headed.json, which also says what base they stand on."""
     save_file({k: v.contiguous() for k, v in heads.state_dict().items()}, folder / HEADS_FILE)
     sizes = {name: head.out_features for name, head in heads.items()}
-    description = {"heads": sizes, "bias": bias, "base": str(backbone.name_or_path), "fingerprint": fingerprint(backbone)}
+    base = {"base": str(backbone.name_or_path), "fingerprint": fingerprint(backbone)}
+    description = {"heads": sizes, "bias": bias, **base}
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -102,7 +104,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """headed.json; an error where the folder holds no headed model."""
     for name in (DESCRIPTION_FILE, HEADS_FILE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}: it is not a saved reward, cost or guard model, or lost its heads")
+            raise FileNotFoundError(f"{folder} has no {name}: it is not a model with heads, or it has lost them")
     return dict(json.loads((folder / DESCRIPTION_FILE).read_text()))
 
 
@@ -111,29 +113,5 @@ def load_heads(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor
     weights = load_file(folder / HEADS_FILE)
     missing = [name for name in description["heads"] if f"{name}.weight" not in weights]
     if missing:
-        raise ValueError(f"{folder / HEADS_FILE} lacks the heads {missing} that {DESCRIPTION_FILE} names; it has {sorted(weights)}")
+        raise ValueError(f"{folder / HEADS_FILE} lacks the heads {missing} that {DESCRIPTION_FILE} names")
     return weights
-
-
-def save_adapter(backbone: Any, name: str, folder: Path) -> None:
-    """Write one adapter as a plain PEFT folder, whatever it is called in memory."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = get_peft_model_state_dict(backbone, adapter_name=name, save_embedding_layers=False)
-    save_file({f"base_model.model.{k}": v.contiguous().cpu() for k, v in weights.items()}, folder / ADAPTER_FILE)
-    config = backbone.peft_config[name]
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-    config.inference_mode = False
-
-
-def load_adapter(backbone: Any, folder: str | Path, name: str) -> None:
-    """Inject a saved PEFT adapter under `name`, taking gradients; the base is frozen. Raises if any weight does not fit."""
-    folder = Path(folder)
-    config = LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = False
-    mine = inject(backbone, config, name)
-    weights = {k.removeprefix("base_model.model."): v for k, v in load_file(folder / ADAPTER_FILE).items()}
-    outcome = set_peft_model_state_dict(backbone, weights, adapter_name=name)
-    missing = sorted(mine.keys() & set(outcome.missing_keys))
-    if missing or outcome.unexpected_keys:
-        raise ValueError(f"adapter {folder} does not fit the base: missing {missing[:3]}, unexpected {outcome.unexpected_keys[:3]}")

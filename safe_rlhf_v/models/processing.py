@@ -1,30 +1,39 @@
 """From prompts and texts to tensors, one road for every family.
 
-The processor is called once per prompt, on that prompt alone; batches are put together here, left-padded, and the vision
-inputs of the rows are joined only at the forward. So a row never depends on its neighbours, samples with no picture or
-several pictures mix freely, and token-shaped extras are padded on the same side as the ids.
+The processor is called once per prompt, on that prompt alone; `collation` puts batches together, left-padded, and
+joins the rows' vision inputs only at the forward. So a row never depends on its neighbours, samples with no picture or several
+mix freely, and token-shaped extras are padded on the same side as the ids.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from torch import Tensor
-from torch.nn.functional import pad
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import is_torchvision_available
 
 from beavertails_v.schema import Prompt
-from safe_rlhf_v.models.quirks import MODALITY_ATTRIBUTE, MODALITY_TOKEN, PIXEL_INPUT, NoVideos
+from safe_rlhf_v.models.collation import as_row, collate, join, join_vision, row_bytes, stack_responses
+from safe_rlhf_v.models.lru import Lru
+from safe_rlhf_v.models.quirks import MODALITY_ATTRIBUTE, MODALITY_TOKEN, NoVideos
 from safe_rlhf_v.types import Inputs, Responses
 
-TOKEN_KEYS = ("input_ids", "attention_mask")
+__all__ = [
+    "Encoder",
+    "EncodingError",
+    "PromptTooLong",
+    "ResponseTooLong",
+    "SpecialTokenInText",
+    "collate",
+    "join",
+    "join_vision",
+    "load_processor",
+    "placeholder_ids",
+    "stack_responses",
+]
 
 
 class EncodingError(ValueError):
@@ -47,7 +56,7 @@ class ResponseTooLong(EncodingError):
 
 
 class SpecialTokenInText(EncodingError):
-    """The text of a prompt or response spells a special token of the model (an image placeholder, an end of sequence)."""
+    """A text spells a special token of the model: an image placeholder, or the end of sequence within a response."""
 
 
 def load_processor(path: str | Path) -> ProcessorMixin:
@@ -102,9 +111,9 @@ class Encoder:
         self.pad_id = int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_id)
         self.placeholder_ids = placeholder_ids(processor, config)
         if {self.eos_id, self.pad_id} & set(self.placeholder_ids):
-            raise ValueError(f"eos {self.eos_id} or pad {self.pad_id} is an image placeholder: give the tokenizer its own")
+            raise ValueError("the tokenizer uses an image placeholder as eos_token or pad_token: give it another")
         self._forbidden = tuple(self.tokenizer.convert_ids_to_tokens(list(self.placeholder_ids)))
-        self._cache = _Cache(cache_bytes)
+        self._cache: Lru[Inputs] = Lru(cache_bytes, row_bytes)
 
     def prompts(self, prompts: Sequence[Prompt]) -> Inputs:
         """(B, P) left-padded inputs that end with the generation prompt, never with EOS. Raises `EncodingError`."""
@@ -176,7 +185,7 @@ class Encoder:
     def _refuse_special(self, text: str, tokens: Iterable[str], where: str) -> None:
         for token in tokens:
             if token in text:
-                raise SpecialTokenInText(f"{where}: the text contains {token!r}, a special token of this model; remove it")
+                raise SpecialTokenInText(f"{where}: the text contains the special token {token!r}; remove it")
 
 
 def placeholder_ids(processor: Any, config: Any = None) -> tuple[int, ...]:
@@ -195,122 +204,3 @@ def _token_ids(tokenizer: Any, value: Any) -> set[int]:
     values = value if isinstance(value, (list, tuple)) else [value]
     ids = {tokenizer.convert_tokens_to_ids(v) if isinstance(v, str) else v for v in values}
     return {i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0}
-
-
-def as_row(data: Mapping[str, Any], picture_key: str = "") -> Inputs:
-    """What the processor gave for one prompt, sorted into token-shaped and vision entries. Raises on anything else."""
-    shape = data["input_ids"].shape
-    strange = [k for k, v in data.items() if not isinstance(v, Tensor)]
-    if strange:
-        raise TypeError(f"the processor returned {strange}, which are not tensors: it is not supported")
-    extras = {k: v for k, v in data.items() if v.shape == shape and k not in TOKEN_KEYS}
-    vision = {k: v for k, v in data.items() if v.shape != shape}
-    return Inputs(
-        input_ids=data["input_ids"],
-        attention_mask=data["attention_mask"],
-        token_extras=extras,
-        vision=(vision,),
-        picture_keys=(picture_key,),
-    )
-
-
-def collate(rows: Sequence[Inputs], pad_id: int = 0) -> Inputs:
-    """Left-pad and stack. Extras that a row lacks are 0 there. Features survive where every row has them."""
-    width = max(row.input_ids.shape[1] for row in rows)
-    left = lambda t, value: pad(t, (width - t.shape[1], 0), value=value)  # noqa: E731
-    extras = {name: None for row in rows for name in row.token_extras}
-    zeros = lambda row: torch.zeros_like(row.input_ids)  # noqa: E731
-    featured = all(row.features is not None for row in rows)
-    return Inputs(
-        input_ids=torch.cat([left(row.input_ids, pad_id) for row in rows]),
-        attention_mask=torch.cat([left(row.attention_mask, 0) for row in rows]),
-        token_extras={k: torch.cat([left(r.token_extras[k] if k in r.token_extras else zeros(r), 0) for r in rows]) for k in extras},
-        vision=tuple(v for row in rows for v in row.vision),
-        features=tuple(f for row in rows for f in row.features or ()) if featured else None,
-        picture_keys=tuple(k for row in rows for k in row.picture_keys),
-    )
-
-
-def stack_responses(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Responses:
-    """Right-pad token lists: ids (B, R), mask (B, R) True on the given tokens."""
-    lengths = torch.tensor([len(row) for row in rows])
-    width = int(lengths.max())
-    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
-    return Responses(ids=ids, mask=torch.arange(width)[None, :] < lengths[:, None])
-
-
-def join(inputs: Inputs, responses: Responses | None = None) -> dict[str, Any]:
-    """Keyword arguments of the model's forward for prompts (B, P), or prompts and responses (B, P + R).
-
-    Where `inputs.features` is set they go in as mm_encoder_outputs and the pixels stay out.
-    """
-    ids, mask, extras = inputs.input_ids, inputs.attention_mask, dict(inputs.token_extras)
-    if responses is not None:
-        ids = torch.cat([ids, responses.ids], dim=1)
-        mask = torch.cat([mask, responses.mask.to(mask.dtype)], dim=1)
-        extras = {k: pad(v, (0, responses.ids.shape[1])) for k, v in extras.items()}
-    vision = join_vision(inputs.vision)
-    if inputs.features is not None:
-        vision = {k: v for k, v in vision.items() if not PIXEL_INPUT.match(k)} | join_features(inputs.features)
-    return {"input_ids": ids, "attention_mask": mask, **extras, **vision}
-
-
-def join_vision(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Join rows' vision inputs: zero-pad trailing dimensions to the largest, concatenate on dimension 0."""
-    names = {name: None for row in rows for name in row}
-    return {name: _concatenate([row[name] for row in rows if name in row]) for name in names}
-
-
-def join_features(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put rows' cached image features (see `vision_cache`) into the shape the model's forward takes them in."""
-    rows = [row for row in rows if row]
-    if not rows:
-        return {}
-    entries = [entry for row in rows for entry in row["pooler_output"]]
-    output = BaseModelOutputWithPooling(pooler_output=torch.stack(entries) if rows[0]["stacked"] else entries)
-    if rows[0]["deepstack_features"]:
-        layers = zip(*(row["deepstack_features"] for row in rows), strict=True)
-        output.deepstack_features = [[entry for part in layer for entry in part] for layer in layers]
-    return {"mm_encoder_outputs": {"image": output}}
-
-
-def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
-    shapes = {t.shape[1:] for t in tensors}
-    if len(shapes) > 1:
-        target = [max(sizes) for sizes in zip(*shapes, strict=True)]
-        tensors = [_pad_to(t, target) for t in tensors]
-    return torch.cat(list(tensors))
-
-
-def _pad_to(tensor: Tensor, target: Sequence[int]) -> Tensor:
-    """Zero-pad every dimension but the first at its end."""
-    amounts = [(0, want - have) for want, have in zip(target, tensor.shape[1:], strict=True)]
-    return pad(tensor, [x for pair in reversed(amounts) for x in pair])
-
-
-class _Cache:
-    """Least-recently-used encoded rows, bounded in bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.used = limit, 0
-        self._rows: OrderedDict[str, Inputs] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def get(self, key: str) -> Inputs | None:
-        row = self._rows.get(key)
-        if row is not None:
-            self._rows.move_to_end(key)
-        return row
-
-    def put(self, key: str, row: Inputs) -> None:
-        self._rows[key] = row
-        self.used += _bytes(row)
-        while self.used > self.limit:
-            self.used -= _bytes(self._rows.popitem(last=False)[1])
-
-
-def _bytes(row: Inputs) -> int:
-    tensors = [row.input_ids, row.attention_mask, *row.token_extras.values(), *(t for v in row.vision for t in v.values())]
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -16,7 +16,8 @@ from transformers.utils import PushToHubMixin
 # <img>, <IMG_CONTEXT>, <start_of_image>, <boi_token>, <|audio_bos|>, <image_soft_token>, <patch> ...
 # A model that samples one of them dies at its next forward, or is silently corrupted.
 MODALITY_TOKEN = re.compile(
-    r"(image|img|video|vision|visual|audio|speech|frame|patch|^<row_\d+_col_\d+>$|^<\|?[be]o[iav](_token)?\|?>$)", re.IGNORECASE
+    r"(image|img|video|vision|visual|audio|speech|frame|patch|^<row_\d+_col_\d+>$|^<\|?[be]o[iav](_token)?\|?>$)",
+    re.IGNORECASE,
 )
 # Attributes of a config or a processor that hold the id of such a token.
 MODALITY_ATTRIBUTE = re.compile(

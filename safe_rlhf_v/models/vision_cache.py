@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.models.processing import join_vision
+from safe_rlhf_v.models.collation import join_vision
+from safe_rlhf_v.models.lru import Lru
 from safe_rlhf_v.types import Inputs
 
 log = logging.getLogger(__name__)
@@ -45,14 +45,17 @@ def encode_images(model: Any, inputs: Inputs, cache: VisionCache | None = None) 
         _warn_once(f"{type(model).__name__} takes no image features: pictures are encoded afresh at every forward")
         return inputs
     keys = inputs.picture_keys or tuple(str(i) for i in range(len(inputs)))
-    known = cache.known(keys) if cache is not None and inputs.picture_keys else {}
+    if not inputs.picture_keys:
+        cache = None
+    found = {key: cache.get(key) for key in set(keys)} if cache is not None else {}
+    known = {key: row for key, row in found.items() if row is not None}
     first = {key: i for i, key in reversed(list(enumerate(keys))) if inputs.vision[i] and key not in known}
     # A cache must not change any result: whether a picture's neighbours were known must not show in its features.
     groups = [[row] for row in first.values()] if cache is not None else [list(first.values())]
     for rows in filter(None, groups):
         known.update(zip((keys[i] for i in rows), _encode(model, inputs, rows), strict=True))
-    if cache is not None and inputs.picture_keys:
-        cache.keep({key: known[key] for key in first})
+    for key in first if cache is not None else ():
+        cache.put(key, known[key])  # type: ignore[union-attr]
     return replace(inputs, features=tuple(known[k] if v else {} for k, v in zip(keys, inputs.vision, strict=True)))
 
 
@@ -72,7 +75,8 @@ def split_features(output: Any, tokens: Sequence[int]) -> list[Mapping[str, Any]
     ends = {end: i + 1 for i, end in enumerate(accumulate(len(entry) for entry in entries))}
     cuts = [0, *accumulate(tokens)]
     if any(cut not in ends for cut in cuts[1:]) or cuts[-1] != max(ends):
-        raise ValueError(f"image features {[len(e) for e in entries]} do not fall on the rows' image tokens {list(tokens)}")
+        sizes = [len(entry) for entry in entries]
+        raise ValueError(f"image features of sizes {sizes} do not fall on the rows' image tokens {list(tokens)}")
     bounds = [0, *(ends[cut] for cut in cuts[1:])]
     layers = getattr(output, "deepstack_features", None) or ()
     return [
@@ -81,29 +85,15 @@ def split_features(output: Any, tokens: Sequence[int]) -> list[Mapping[str, Any]
             "stacked": isinstance(output.pooler_output, Tensor),
             "deepstack_features": tuple(tuple(layer[start:end]) for layer in layers),
         }
-        for start, end in zip(bounds, bounds[1:], strict=False)
+        for start, end in pairwise(bounds)
     ]
 
 
-class VisionCache:
-    """Features by picture key, kept between steps; least recently used first out, bounded in bytes."""
+class VisionCache(Lru[Mapping[str, Any]]):
+    """Features by picture key, kept between steps. limit: bytes."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.used = limit, 0
-        self._rows: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
-
-    def known(self, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-        found = {key: self._rows[key] for key in keys if key in self._rows}
-        for key in found:
-            self._rows.move_to_end(key)
-        return found
-
-    def keep(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        for key, row in rows.items():
-            self._rows[key] = row
-            self.used += _bytes(row)
-        while self.used > self.limit:
-            self.used -= _bytes(self._rows.popitem(last=False)[1])
+        super().__init__(limit, _bytes)
 
 
 def _bytes(row: Mapping[str, Any]) -> int:

@@ -97,7 +97,9 @@ def test_mistake_3_generated_pads_are_not_tokens() -> None:
     model, processor = FAMILIES["llava"]()
     encoder = Encoder(processor)
     model.get_output_embeddings().register_forward_hook(
-        lambda m, a, logits: logits.index_add(-1, torch.tensor([encoder.eos_id]), torch.full((*logits.shape[:-1], 1), 3.0))
+        lambda m, a, logits: logits.index_add(
+            -1, torch.tensor([encoder.eos_id]), torch.full((*logits.shape[:-1], 1), 3.0)
+        )
     )
     torch.manual_seed(0)
     which = TransformersEngine(model, encoder)

@@ -88,15 +88,10 @@ def test_mistake_9_padding_side_does_not_matter(family: str) -> None:
         strict=True,
     ):
         close(a, b)
-    if inputs.token_extras:
+    if inputs.token_extras:  # on the other side they are anything but harmless, and nothing would say so
         shifted = replace(wider, token_extras={k: v.roll(-5, 1) for k, v in wider.token_extras.items()})
-        with pytest.raises((AssertionError, RuntimeError, StopIteration, IndexError)):  # the wrong side is not harmless
-            for a, b in zip(
-                attended(hidden_states(model, wider, responses), wider, responses),
-                attended(hidden_states(model, shifted, responses), shifted, responses),
-                strict=True,
-            ):
-                close(a, b)
+        difference = hidden_states(model, wider, responses) - hidden_states(model, shifted, responses)
+        assert max(d.abs().max() for d in attended(difference, wider, responses)) > 0.01
 
 
 @families
@@ -126,7 +121,9 @@ def test_m_rope_positions_are_the_models_own() -> None:
     hidden_states(model, row)
     hook.remove()
     grid, types = kwargs["image_grid_thw"], kwargs["mm_token_type_ids"]
-    expected, _ = model.model.get_rope_index(row.input_ids, types, image_grid_thw=grid, attention_mask=row.attention_mask)
+    expected, _ = model.model.get_rope_index(
+        row.input_ids, types, image_grid_thw=grid, attention_mask=row.attention_mask
+    )
     positions = seen["position_ids"]
     assert torch.equal(positions[-3:], expected)
     assert not torch.equal(expected[1], expected[2]), "two-dimensional positions"
@@ -302,7 +299,7 @@ def test_quantization_without_bitsandbytes_says_what_to_install(tmp_path, monkey
 
 
 def test_the_head_is_found_by_what_the_model_itself_does() -> None:
-    """logits = cap * tanh(scale * W h / cap), as Gemma and Granite have it, is recognised; an unknown way is an error."""
+    """logits = cap * tanh(scale * W h / cap), as in Gemma and Granite, is recognised; an unknown way is an error."""
     model, _ = FAMILIES["llava"]()
     plain = type(model).forward
     assert isinstance(output_head(model), nn.Linear)

@@ -64,7 +64,7 @@ def test_vision_inputs_are_zero_padded_behind_and_stacked_in_row_order() -> None
 
 
 def test_mistake_2_no_eos_after_the_generation_prompt() -> None:
-    """A tokenizer that closes every text with EOS must not close the prompt: the answer would be over before it began."""
+    """A tokenizer that closes every text with EOS must not close the prompt: the answer would be over at once."""
     _, processor = FAMILIES["llava"]()
     tok = processor.tokenizer
     tok.backend_tokenizer.post_processor = TemplateProcessing(
@@ -131,7 +131,15 @@ def test_text_that_spells_a_placeholder_is_refused(family: str) -> None:
     ("family", "names"),
     [
         ("llava", ["<image>"]),
-        ("idefics3", ["<fake_token_around_image>", "<image>", "<global-img>", *[f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]]),
+        (
+            "idefics3",
+            [
+                "<fake_token_around_image>",
+                "<image>",
+                "<global-img>",
+                *[f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)],
+            ],
+        ),
         ("qwen2_5_vl", ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]),
     ],
 )

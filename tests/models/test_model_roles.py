@@ -69,7 +69,7 @@ def close(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None, at
 
 @families
 def test_adapter_roles_equal_separate_roles(family: str, tmp_path: Path) -> None:
-    """Adapters merged into full copies: same log-probabilities, scores, values and, under the same seed, same tokens."""
+    """Adapters merged into full copies: same log-probabilities, scores, values and, with one seed, same tokens."""
     ours, found = adapter_roles(family), folders(family)
     ours.save_policy(tmp_path / "adapter")
     full = SeparateRoles.from_pretrained(tmp_path / "adapter", found["full reward"], found["full cost"])
@@ -156,13 +156,10 @@ def test_each_loss_moves_its_own_role_only(family: str) -> None:
         inputs, responses = batch(roles)
         roles.scores(inputs, responses)
         roles.generate(inputs, 1, Sampling(max_new_tokens=2))
-        runs = {
-            "policy": lambda r=roles: r.logps(inputs, responses),
-            "reward_critic": lambda r=roles: r.values(inputs, responses, "reward"),
-            "cost_critic": lambda r=roles: r.values(inputs, responses, "cost"),
-        }
-        for role, run in runs.items():
-            run()[responses.mask].sum().backward()
+        for role in ("policy", "reward_critic", "cost_critic"):
+            which = role.removesuffix("_critic")
+            output = roles.logps(inputs, responses) if role == "policy" else roles.values(inputs, responses, which)
+            output[responses.mask].sum().backward()
             for other, parameters in roles._trainable().items():
                 touched = [n for n, p in parameters.items() if p.grad is not None and p.grad.any()]
                 assert bool(touched) == (other == role), (role, other)
@@ -243,7 +240,7 @@ def test_state_holds_what_trains_and_nothing_else_and_is_strict() -> None:
 
 
 def test_gradient_checkpointing_recomputes_under_the_right_adapter() -> None:
-    """Between a forward and its backward other roles run; recomputing under theirs would give wrong gradients silently."""
+    """Between a forward and its backward other roles run; recomputing under theirs would give wrong gradients."""
     gradients = []
     for checkpointing in (False, True):
         roles = adapter_roles("llava", gradient_checkpointing=checkpointing)

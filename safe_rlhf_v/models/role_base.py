@@ -1,0 +1,112 @@
+"""What the roles on one backbone and the roles on six have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from safe_rlhf_v.generation.base import Sampling
+from safe_rlhf_v.generation.transformers_engine import TransformersEngine
+from safe_rlhf_v.models.backbone import encode_images, hidden_states, output_head, response_hidden
+from safe_rlhf_v.models.processing import Encoder
+from safe_rlhf_v.models.vision_cache import VisionCache
+from safe_rlhf_v.tensors import pool_last, token_logps
+from safe_rlhf_v.types import Inputs, Responses
+
+Which = Literal["reward", "cost"]
+Speaker = Literal["policy", "reference"]
+TRAINABLE: tuple[str, ...] = ("policy", "reward_critic", "cost_critic")
+
+
+class RoleBase:
+    """What both implementations share: everything but who plays a role."""
+
+    def __init__(
+        self, encoder: Encoder, heads: Mapping[str, nn.Linear], chunk_size: int, vision_cache_bytes: int
+    ) -> None:
+        self.encoder = encoder
+        self.heads = dict(heads)
+        self.chunk_size = chunk_size
+        self._cache = VisionCache(vision_cache_bytes) if vision_cache_bytes else None
+
+    def _as(self, role: str) -> Any:
+        """The backbone that plays `role`, ready for a forward."""
+        raise NotImplementedError
+
+    def _trainable(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Role to its trainable parameters by name: "policy", "reward_critic", "cost_critic"."""
+        raise NotImplementedError
+
+    def prepare(self, inputs: Inputs) -> Inputs:
+        return encode_images(self._as("reference"), inputs, self._cache)
+
+    def logps(
+        self, inputs: Inputs, responses: Responses, role: Speaker = "policy", *, temperature: float = 1.0
+    ) -> Tensor:
+        if role not in ("policy", "reference"):
+            raise ValueError(f"role {role!r} has no log-probabilities: ask for 'policy' or 'reference'")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
+            model = self._as(role)
+            hidden = response_hidden(model, inputs, responses)
+            ids, suppress = responses.ids.to(hidden.device), self.encoder.placeholder_ids
+            return token_logps(hidden, output_head(model), ids, self.chunk_size, suppress, temperature)
+
+    @torch.no_grad()
+    def scores(self, inputs: Inputs, responses: Responses) -> tuple[Tensor, Tensor]:
+        return self._score("reward", inputs, responses), self._score("cost", inputs, responses)
+
+    def _score(self, which: Which, inputs: Inputs, responses: Responses) -> Tensor:
+        head = self._head(which, "scores")
+        hidden = hidden_states(self._as(which), inputs, responses)
+        mask = torch.cat([inputs.attention_mask.bool(), responses.mask], dim=1)
+        return head(pool_last(hidden, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
+
+    def values(self, inputs: Inputs, responses: Responses, which: Which = "reward") -> Tensor:
+        head = self._head(f"{which}_critic", "values")
+        hidden = response_hidden(self._as(f"{which}_critic"), inputs, responses)
+        return head(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
+
+    def _head(self, role: str, what: str) -> nn.Linear:
+        if role not in self.heads:
+            raise ValueError(f"these roles have no {role}, so no {what}: they hold {sorted(self.heads)}")
+        return self.heads[role]
+
+    def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
+        return TransformersEngine(self._as("policy"), self.encoder).generate(inputs, samples, sampling)
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return list(self._trainable()["policy"].values())
+
+    def critic_parameters(self, which: Which) -> list[nn.Parameter]:
+        self._head(f"{which}_critic", "parameters")
+        return list(self._trainable()[f"{which}_critic"].values())
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for role, parameters in self._trainable().items():
+            yield from ((f"{role}.{name}", p) for name, p in parameters.items())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self._named()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        mine = dict(self._named())
+        missing, extra = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
+        if missing or extra:
+            raise ValueError(f"the state does not fit these roles: missing {missing[:3]}, unexpected {extra[:3]}")
+        for name, parameter in mine.items():
+            if parameter.shape != state[name].shape:
+                theirs, ours = tuple(state[name].shape), tuple(parameter.shape)
+                raise ValueError(f"{name}: shape {theirs} in the state, {ours} here")
+            parameter.copy_(state[name])
+
+
+def pick_head(heads: Mapping[str, Any] | nn.ModuleDict, role: str, where: Any) -> str:
+    """The head that serves a role: the one of its name, else the only one there is."""
+    which = role.removesuffix("_critic")
+    if which in heads or len(heads) == 1:
+        return which if which in heads else next(iter(heads))
+    raise ValueError(f"{where}: no head {which!r} among {sorted(heads)}, so it is unclear which one to use")

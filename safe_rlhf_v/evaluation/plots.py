@@ -185,12 +185,17 @@ def _mean_with_ellipse(axes: Axes, points: np.ndarray, colour: str, marker: str)
     axes.plot(*mean, marker, color=colour, ms=9, mec=PAPER, mew=1.6, zorder=4)
 
 
+def smoothing(steps: int) -> int:
+    """Half width of the running mean over so many steps; 1 or less means none."""
+    return steps // 40
+
+
 def trajectory(rows: Sequence[Mapping[str, float]], key: str, threshold: float | None = None) -> str:
     """One quantity over training steps: every step faint, the running mean strong; with the threshold if given."""
     points = np.array([(row["step"], row[key]) for row in rows if key in row])
     figure, axes = _axes(4.6, 2.3, left=0.5, right=0.12, bottom=0.3)
     steps, values = points.T
-    half = len(values) // 40
+    half = smoothing(len(values))
     if half > 1:
         axes.plot(steps, values, color=AFTER, lw=0.8, alpha=0.35)
         values = np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])

@@ -31,9 +31,8 @@ def reward_metrics(
     Calibration is of the Bradley-Terry confidence sigmoid(|R_0 - R_1|) in the response it prefers.
     """
     pairs, index = np.asarray(scores, dtype=np.float64), np.asarray(more_helpful, dtype=np.int64)
-    accuracy = ranking_accuracy(pairs, index)  # checks the shapes
+    found = _ranking(pairs, index, resampling)
     margin = pairs[:, 0] - pairs[:, 1]
-    found = _ranking(pairs, index, accuracy, resampling)
     return found.model_copy(update=_calibration(sigmoid(np.abs(margin)), (margin > 0) == (index == 0)))
 
 
@@ -51,17 +50,17 @@ def cost_metrics(
         raise ValueError(
             f"scores has shape {pairs.shape} but unsafe has {flags.size} entries; give one label per response"
         )
-    accuracy = ranking_accuracy(pairs, 1 - index)
+    found = _ranking(pairs, 1 - index, resampling)
     signs = {
         "sign_accuracy": sign_accuracy(costs, flags),
         "balanced_accuracy": balanced_accuracy(costs > 0, flags),
         "auc": auc(costs, flags),
     }
-    found = _ranking(pairs, 1 - index, accuracy, resampling)
     return found.model_copy(update=signs | _calibration(sigmoid(costs), flags))
 
 
-def _ranking(pairs: Array, higher: NDArray[np.int64], accuracy: float, resampling: Resampling) -> PreferenceMetrics:
+def _ranking(pairs: Array, higher: NDArray[np.int64], resampling: Resampling) -> PreferenceMetrics:
+    accuracy = ranking_accuracy(pairs, higher)  # checks the shapes too
     rows = np.arange(len(higher))
     margin = pairs[rows, higher] - pairs[rows, 1 - higher]
     wins = (margin > 0) + (margin == 0) / 2

@@ -106,6 +106,7 @@ def render(data: ReportData) -> str:
         compensations=compensations(data),
         figures=figures(data),
         trajectories=trajectories(data),
+        smoothed=plots.smoothing(len(data.trajectory)) > 1,
         reliability=reliability(data),
         settings=yaml.safe_dump(dict(data.settings), sort_keys=False, allow_unicode=True, width=100)
         if data.settings

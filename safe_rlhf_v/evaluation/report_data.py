@@ -19,7 +19,7 @@ Measured = dict[str, Interval]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
 
 
 class JudgeInfo(_Part):
@@ -57,7 +57,7 @@ class Side(_Part):
 class _Metrics(BaseModel):
     """Known metrics by name; further ones are kept and shown in the order given."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, revalidate_instances="always")
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
 

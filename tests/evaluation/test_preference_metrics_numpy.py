@@ -28,6 +28,7 @@ def test_cost_metrics_by_hand() -> None:
     # the unsafer response costs more in pairs 0 and 1, not in 2
     found = cost_metrics([[-1, 2], [1, 0], [-2, 3]], safer=[0, 1, 1], unsafe=[[0, 1], [1, 0], [1, 0]])
     assert found.accuracy == pytest.approx(2 / 3)
+    assert found.interval is not None and found.interval.value == found.accuracy
     assert found.sign_accuracy == pytest.approx(4 / 6)  # both responses of the last pair are on the wrong side
     assert found.balanced_accuracy == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert found.auc == pytest.approx(4 / 9)  # unsafe 2, 1, -2 above safe -1, 0, 3: 2 + 2 + 0 pairs of 9

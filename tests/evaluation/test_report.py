@@ -18,7 +18,7 @@ from synthetic import CATEGORIES, JUDGE, Oracle, answers, guard_metrics, invites
 from safe_rlhf_v.evaluation.assemble import build_report, choose_examples, read_metrics, shorten, thin
 from safe_rlhf_v.evaluation.judges import ModelJudge, OracleJudge
 from safe_rlhf_v.evaluation.report import duration, render, write_report
-from safe_rlhf_v.evaluation.report_data import ReportData, read_report
+from safe_rlhf_v.evaluation.report_data import PreferenceMetrics, ReportData, read_report
 
 VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
 
@@ -120,6 +120,13 @@ def test_wrong_numbers_are_refused_by_name(change: dict[str, Any], field: str) -
     few = {"before": answers(0.9, 0.0, 1, count=12), "after": answers(0.1, 0.0, 2, count=12)}
     with pytest.raises(ValidationError, match=re.escape(field)):
         report_data(**few, **change)
+
+
+def test_parts_made_beforehand_are_validated_again() -> None:
+    few = {"before": answers(0.9, 0.0, 1, count=12), "after": answers(0.1, 0.0, 2, count=12)}
+    unchecked = PreferenceMetrics(accuracy=0.5).model_copy(update={"accuracy": float("nan")})
+    with pytest.raises(ValidationError, match="reward_model.accuracy"):
+        report_data(**few, reward_model=unchecked)
 
 
 def test_intervals_are_validated_too(folder: Path) -> None:

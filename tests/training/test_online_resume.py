@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
+import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,15 @@ from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.runtime import read_metrics
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fake_roles"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> None:
+    """A process that has imported everything once; each run is a fork of it. It takes its path from the environment."""
+    CONTEXT.set_forkserver_preload(["fake_roles"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path or os.getcwd() for path in sys.path))
+        forkserver.ensure_running()
 
 
 def in_a_process(*args: Any, **kwargs: Any) -> int:

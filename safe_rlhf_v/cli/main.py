@@ -38,18 +38,23 @@ app.add_typer(train.app, name="train")
 app.add_typer(guard.app, name="guard")
 
 
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.print(f"safe-rlhf-v {version('safe-rlhf-v')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Show the version and stop.")
+    ] = False,
 ) -> None:
     if debug:
         os.environ["SAFE_RLHF_V_DEBUG"] = "1"
-    if version:
-        from importlib.metadata import version as installed
-
-        console.print(f"safe-rlhf-v {installed('safe-rlhf-v')}")
-        raise typer.Exit
 
 
 @app.command(rich_help_panel="Start here")

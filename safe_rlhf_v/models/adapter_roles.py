@@ -78,10 +78,7 @@ class AdapterRoles(RoleBase):
         """
         if lora.dropout:
             raise ValueError(f"lora dropout {lora.dropout}: log-probabilities must not differ by chance; set it to 0")
-        load = dict(dtype=dtype, quantization=quantization, attn_implementation=attn_implementation)
-        backbone = load_backbone(base_dir, **load)  # type: ignore[arg-type]
-        if device is not None:
-            backbone.to(device)
+        backbone = load_backbone(base_dir, dtype, quantization, None, attn_implementation, device)
         encoder = Encoder(load_processor(base_dir), max_prompt_length, config=backbone.config)
         add_lora(backbone, lora, "policy")
         heads: dict[str, nn.Linear] = {}

@@ -49,8 +49,13 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})",
-        base_model_name_or_path=model.name_or_path or None,
+        base_model_name_or_path=_whole(model.name_or_path),
     )
+
+
+def _whole(name: str) -> str | None:
+    """A folder's absolute path, so that the adapter finds its base from any working directory; a hub id as it is."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name or None
 
 
 def add_lora(model: Any, settings: LoraSettings, name: str = "default") -> dict[str, nn.Parameter]:

@@ -49,6 +49,7 @@ def load_backbone(
     quantization: Quantization | None = None,
     adapter: str | Path | None = None,
     attn_implementation: str | None = None,
+    device: str | torch.device | None = None,
 ) -> PreTrainedModel:
     """Load an image-text-to-text model in eval mode, its parameters as they are (nothing frozen).
 
@@ -59,13 +60,15 @@ def load_backbone(
     adapters = [] if adapter is None else [Path(adapter)]
     while (config := _adapter_config(path)) is not None:
         adapters.insert(0, Path(path))
-        path = config["base_model_name_or_path"]
+        path = _base_of(path, config)
     if adapters and quantization:
         raise ValueError(
             f"adapter {adapters[0]} cannot be merged into {quantization} weights without rounding it away: "
             "merge it in full precision first (load_backbone(...).save_pretrained(...)), then quantize that folder"
         )
-    options = dict(attn_implementation=attn_implementation, quantization_config=_quantization(quantization, dtype))
+    options: dict[str, Any] = {"attn_implementation": attn_implementation}
+    if quantization:  # quantized weights are placed while they load and never moved
+        options |= {"quantization_config": _quantization(quantization, dtype), "device_map": {"": device or "cuda"}}
     model = AutoModelForImageTextToText.from_pretrained(
         path, dtype=_dtype(dtype), **{k: v for k, v in options.items() if v is not None}
     )
@@ -73,6 +76,8 @@ def load_backbone(
         raise ValueError(f"model type {kind} is not supported: {UNJOINABLE[kind]}")
     for folder in adapters:
         model = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+    if device is not None and not quantization:
+        model.to(device)
     return model.eval()
 
 
@@ -202,6 +207,16 @@ def _adapter_config(path: str | Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
+def _base_of(adapter: str | Path, config: dict[str, Any]) -> str:
+    base = str(config["base_model_name_or_path"])
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise FileNotFoundError(
+            f"adapter {adapter} stands on {base}, which is not there: put it back, or correct base_model_name_or_path "
+            f"in its {CONFIG_FILE}"
+        )
+    return base
+
+
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype):
@@ -209,9 +224,7 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def _quantization(kind: Quantization | None, dtype: str | torch.dtype) -> BitsAndBytesConfig | None:
-    if kind is None:
-        return None
+def _quantization(kind: Quantization, dtype: str | torch.dtype) -> BitsAndBytesConfig:
     if kind not in ("4bit", "8bit"):
         raise ValueError(f"quantization {kind!r} is unknown: use '4bit', '8bit' or nothing")
     if importlib.util.find_spec("bitsandbytes") is None:

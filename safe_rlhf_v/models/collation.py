@@ -59,7 +59,7 @@ def stack_responses(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Responses
     """Right-pad token lists: ids (B, R), mask (B, R) True on the given tokens."""
     lengths = torch.tensor([len(row) for row in rows])
     width = int(lengths.max())
-    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
+    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], dtype=torch.long)
     return Responses(ids=ids, mask=torch.arange(width)[None, :] < lengths[:, None])
 
 

@@ -67,6 +67,8 @@ class HeadedModel(nn.Module):
         else:
             save_adapter(self.backbone, "default", folder)
         save_heads(self.heads, folder, self.backbone, bias=self.bias)
+        if processor is None and not self.backbone.name_or_path:
+            raise ValueError("this backbone was not loaded from a folder, so its processor is unknown: pass processor=")
         (load_processor(self.backbone.name_or_path) if processor is None else processor).save_pretrained(folder)
 
     @classmethod

@@ -1,13 +1,13 @@
 """From prompts and texts to tensors, one road for every family.
 
 The processor is called once per prompt, on that prompt alone; `collation` puts batches together, left-padded, and
-joins the rows' vision inputs only at the forward. So a row never depends on its neighbours, samples with no picture or several
-mix freely, and token-shaped extras are padded on the same side as the ids.
+joins the rows' vision inputs only at the forward. So a row never depends on its neighbours, samples with no picture or
+several mix freely, and token-shaped extras are padded on the same side as the ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class ResponseTooLong(EncodingError):
 
 
 class SpecialTokenInText(EncodingError):
-    """A text spells a special token of the model: an image placeholder, or the end of sequence within a response."""
+    """A text spells a special token of the model: it would add a picture that is not there, or forge a turn."""
 
 
 def load_processor(path: str | Path) -> ProcessorMixin:
@@ -112,7 +112,8 @@ class Encoder:
         self.placeholder_ids = placeholder_ids(processor, config)
         if {self.eos_id, self.pad_id} & set(self.placeholder_ids):
             raise ValueError("the tokenizer uses an image placeholder as eos_token or pad_token: give it another")
-        self._forbidden = tuple(self.tokenizer.convert_ids_to_tokens(list(self.placeholder_ids)))
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = tuple(special | set(self.tokenizer.convert_ids_to_tokens(list(self.placeholder_ids))))
         self._cache: Lru[Inputs] = Lru(cache_bytes, row_bytes)
 
     def prompts(self, prompts: Sequence[Prompt]) -> Inputs:
@@ -143,7 +144,7 @@ class Encoder:
         return row
 
     def _encode(self, prompt: Prompt, prompt_id: str) -> Inputs:
-        self._refuse_special(prompt.text, self._forbidden, f"prompt {prompt_id}")
+        self._refuse_special(prompt.text, f"prompt {prompt_id}")
         text = self.render(prompt)
         bos = self.tokenizer.bos_token
         options = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
@@ -172,7 +173,7 @@ class Encoder:
         eos = self.tokenizer.eos_token
         while text.endswith(eos):
             text = text.removesuffix(eos)
-        self._refuse_special(text, (eos, *self._forbidden), f"response {text[:40]!r}")
+        self._refuse_special(text, f"response {text[:40]!r}")
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.eos_id]
         limit = self.max_response_length
         if limit is None or len(ids) <= limit:
@@ -182,8 +183,8 @@ class Encoder:
         self.truncated_responses += 1
         return ids[:limit]
 
-    def _refuse_special(self, text: str, tokens: Iterable[str], where: str) -> None:
-        for token in tokens:
+    def _refuse_special(self, text: str, where: str) -> None:
+        for token in self._special:
             if token in text:
                 raise SpecialTokenInText(f"{where}: the text contains the special token {token!r}; remove it")
 

@@ -64,14 +64,14 @@ class SeparateRoles(RoleBase):
         """
         if critics and (reward_dir is None or cost_dir is None):
             raise ValueError("critics start from the reward and cost model: give both folders, or set critics=False")
-        load = dict(dtype=dtype, attn_implementation=attn_implementation)
-        policy = load_backbone(policy_dir, **load).to(device or "cpu")  # type: ignore[arg-type]
+        load: dict[str, Any] = dict(dtype=dtype, attn_implementation=attn_implementation, device=device)
+        policy = load_backbone(policy_dir, **load)
         encoder = Encoder(load_processor(policy_dir), max_prompt_length, config=policy.config)
         scorers = {}
         for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
             if folder is not None:
                 _same_tokens(encoder.tokenizer, folder)
-                scorers[which] = HeadedModel.from_pretrained(folder, **load).to(device or "cpu")
+                scorers[which] = HeadedModel.from_pretrained(folder, **load)
                 if critics:
                     scorers[f"{which}_critic"] = copy.deepcopy(scorers[which])
         return cls(policy, copy.deepcopy(policy), scorers, encoder, **options)

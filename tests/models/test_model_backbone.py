@@ -275,7 +275,11 @@ def test_an_adapter_on_an_adapter_loads_through_both(tmp_path) -> None:
         expected = hidden_states(model, encoder.prompts(prompts()))
     merged = hidden_states(load_backbone(folder), encoder.prompts(prompts()))
     torch.testing.assert_close(merged, expected, rtol=1e-3, atol=1e-3)
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"].endswith("first")
+    named = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(tmp_path / "first"), "absolute: it loads from any working directory"
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="put it back"):
+        load_backbone(folder)
 
 
 def test_loading_says_what_is_wrong(tmp_path) -> None:

@@ -120,6 +120,14 @@ def test_lost_heads_are_an_error_that_names_them(tmp_path: Path) -> None:
         HeadedModel.from_pretrained(folder)
 
 
+def test_a_processor_is_saved_beside_or_asked_for(tmp_path: Path) -> None:
+    model = HeadedModel(FAMILIES["llava"]()[0], {"reward": 1}, LORA)
+    with pytest.raises(ValueError, match="pass processor="):
+        model.save_pretrained(tmp_path / "saved")
+    model.save_pretrained(tmp_path / "saved", loaded("llava")[1].processor)
+    assert (tmp_path / "saved" / "processor_config.json").is_file()
+
+
 def test_an_adapter_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     base = save("llava", tmp_path / "base")
     folder = tmp_path / "saved"

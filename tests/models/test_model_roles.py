@@ -114,7 +114,7 @@ def test_roles_are_the_models_they_were_loaded_from(family: str) -> None:
     assert torch.equal(fresh.logps(inputs, responses), expected), "the policy starts as the reference"
 
 
-@families
+@pytest.mark.parametrize("family", ["llava"])
 def test_mistake_5_critics_start_as_the_reward_and_cost_model(family: str) -> None:
     """Their value of the last token's predecessor state is the model's own head on that state; not the policy's."""
     found = folders(family)
@@ -204,7 +204,7 @@ def test_another_tower_is_not_shared_and_pictures_are_encoded_by_each(tmp_path: 
     assert torch.equal(roles.scores(inputs, responses)[0], expected)
 
 
-@families
+@pytest.mark.parametrize("family", ["llava"])
 def test_the_policy_is_saved_where_load_backbone_finds_it(family: str, tmp_path: Path) -> None:
     found = folders(family)
     separate = SeparateRoles.from_pretrained(found["base"], found["full reward"], found["full cost"])

@@ -59,14 +59,32 @@ def root(
 
 @app.command(rich_help_panel="Start here")
 @user_errors
-def quickstart(config: Config = None, overrides: Overrides = None) -> None:
+def quickstart(
+    config: Config = None,
+    overrides: Overrides = None,
+    train: Annotated[int, typer.Option(min=1, help="Training pairs drawn.")] = 4000,
+    evaluation: Annotated[int, typer.Option(min=1, help="Evaluation pairs drawn.")] = 600,
+    pictures: Annotated[Path | None, typer.Option(help="Your own pictures, OBJECT/STYLE.png, not drawn ones.")] = None,
+    held_out_style: Annotated[str | None, typer.Option(help="Style of --pictures kept for evaluation.")] = None,
+    tower: Annotated[Path | None, typer.Option(help="A vision tower to start from.")] = None,
+) -> None:
     """The demo: draw a world, align a small model in it, guard it, report what changed. Nothing is downloaded.
+
+    Run again, it goes on where it was stopped.
 
     Example: safe-rlhf-v quickstart output_dir=runs/first seed=1
     """
     from safe_rlhf_v.cli.quickstart import run
 
-    run(config, overrides or [])
+    run(
+        config,
+        overrides or [],
+        train=train,
+        evaluation=evaluation,
+        pictures=pictures,
+        held_out_style=held_out_style,
+        tower=tower,
+    )
 
 
 @app.command("settings", rich_help_panel="Start here")

@@ -104,7 +104,7 @@ def test_every_stage_from_data_to_report(folder: Path) -> None:
     assert len(rows) == len({row["prompt_id"] for row in rows})
 
     verdict = run("guard", "check", folder / "run" / "guard", "-i", picture, "-t", "what is this ?", "--json")
-    parsed = json.loads(verdict.output)
+    parsed = json.loads(verdict.stdout)
     assert verdict.exit_code == int(parsed["flagged"])
     ask = ("-t", "what is this ?", "-i", picture)
     looped = run("guard", "regenerate", folder / "run" / "guard", "-m", model, *ask, "--rounds", "1", *short)

@@ -18,9 +18,7 @@ def token_stream(scores: Tensor, per_token: Tensor, mask: Tensor, limit: float =
 
 
 @torch.no_grad()
-def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
-) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation, arXiv 1506.02438 eq. 16, on right-padded rows: (advantages, returns).
 
     rewards, values, mask: (B, R). The episode ends at the last True of the row: nothing is bootstrapped from a pad,

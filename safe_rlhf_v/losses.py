@@ -43,9 +43,7 @@ def _log_ratio(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
     return logps.masked_fill(off, 0.0) - old_logps.masked_fill(off, 0.0)
 
 
-def clipped_surrogate(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
-) -> Tensor:
+def clipped_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
     """PPO's clipped objective, negated, arXiv 1707.06347 eq. 7: -mean min(rho A, clamp(rho, 1 - clip, 1 + clip) A).
 
     logps, old_logps, advantages, mask: (B, R). old_logps and advantages carry no gradient.
@@ -62,9 +60,7 @@ def clip_fraction(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Te
     return masked_mean(active.float(), mask)
 
 
-def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 5.0
-) -> Tensor:
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 5.0) -> Tensor:
     """0.5 mean max of the squared error and of that of old + clamp(new - old, -clip, clip). All (B, R) [code]."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((values - returns).square(), (clipped - returns).square()), mask)

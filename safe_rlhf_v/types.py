@@ -111,6 +111,12 @@ class Rollout(_Movable):
     def __len__(self) -> int:
         return self.rewards.shape[0]
 
+    def values_of_both_critics(self) -> tuple[Tensor, Tensor]:
+        """reward_values and cost_values, each (B, R). Raises ValueError for a rollout taken without critics."""
+        if self.reward_values is None or self.cost_values is None:
+            raise ValueError("this rollout holds no values: the algorithm needs both critics (roles with critics=True)")
+        return self.reward_values, self.cost_values
+
     def select(self, rows: Sequence[int]) -> Rollout:
         index = torch.as_tensor(rows, device=self.rewards.device)
         pick = lambda t: None if t is None else t[index]  # noqa: E731

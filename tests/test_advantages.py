@@ -101,7 +101,9 @@ def test_a_group_of_one_gives_zero() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 4), st.integers(2, 6), st.integers(0, 10_000), st.floats(0.1, 100), st.floats(-10, 10))
-def test_group_relative_is_standardised_and_knows_no_scale(n: int, g: int, seed: int, factor: float, shift: float) -> None:
+def test_group_relative_is_standardised_and_knows_no_scale(
+    n: int, g: int, seed: int, factor: float, shift: float
+) -> None:
     torch.manual_seed(seed)
     scores = torch.randn(n * g, dtype=torch.float64)
     z = group_relative(scores, g)

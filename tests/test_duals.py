@@ -48,7 +48,7 @@ def test_pid_dual_by_hand() -> None:
     dual = PIDDual(initial=0.0)
     state = dual.step(dual.init(), 2.0)
     assert state.value == pytest.approx(0.031)
-    # D = -1: I = .01; P = .95 * .1 - .05 = .045; derivative = .045 - 0 (nothing is older yet). lam = .0045 + .01 + .00045
+    # D = -1: I = .01; P = .95 * .1 - .05 = .045; derivative = .045 - 0, the oldest known. lam = .0045 + .01 + .00045
     assert dual.step(state, -1.0).value == pytest.approx(0.01495)
 
 
@@ -114,7 +114,9 @@ def test_a_violation_that_is_not_finite_is_an_error(dual: Any, violation: float)
         dual.step(dual.init(), violation)
 
 
-@pytest.mark.parametrize(("rule", "initial"), [(LogDual, 0.0), (LogDual, 6.0), (AdditiveDual, -1.0), (AdditiveDual, 6.0)])
+@pytest.mark.parametrize(
+    ("rule", "initial"), [(LogDual, 0.0), (LogDual, 6.0), (AdditiveDual, -1.0), (AdditiveDual, 6.0)]
+)
 def test_initial_outside_the_bounds_is_refused(rule: Any, initial: float) -> None:
     with pytest.raises(ValueError, match=f"initial {initial}"):
         rule(0.1, initial, 5.0)

@@ -157,7 +157,9 @@ def test_token_logps_never_saves_all_logits() -> None:
     assert largest[0] < chunk * vocabulary  # not even one chunk's logits: they are recomputed
 
 
-@pytest.mark.parametrize(("options", "what"), [({"chunk_size": 0}, "chunk_size"), ({"temperature": 0.0}, "temperature")])
+@pytest.mark.parametrize(
+    ("options", "what"), [({"chunk_size": 0}, "chunk_size"), ({"temperature": 0.0}, "temperature")]
+)
 def test_token_logps_refuses_senseless_options(options: dict[str, float], what: str) -> None:
     with pytest.raises(ValueError, match=what):
         token_logps(torch.zeros(1, 2, 3), torch.zeros(5, 3), torch.zeros(1, 2, dtype=torch.long), **options)

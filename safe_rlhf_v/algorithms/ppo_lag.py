@@ -40,9 +40,9 @@ class PPOLag:
         penalty = self.beta * (rollout.logps - rollout.ref_logps)  # (B, R)
         rewards = token_stream(rollout.rewards, -penalty, mask, self.token_clamp)
         costs = token_stream(rollout.costs, penalty, mask, self.token_clamp)
-        assert rollout.reward_values is not None and rollout.cost_values is not None, "PPOLag needs both critics"
-        reward_advantages, reward_returns = gae(rewards, rollout.reward_values, mask, self.gamma, self.lam)
-        cost_advantages, cost_returns = gae(costs, rollout.cost_values, mask, self.gamma, self.lam)
+        reward_values, cost_values = rollout.values_of_both_critics()
+        reward_advantages, reward_returns = gae(rewards, reward_values, mask, self.gamma, self.lam)
+        cost_advantages, cost_returns = gae(costs, cost_values, mask, self.gamma, self.lam)
         policy = (reward_advantages - multiplier * cost_advantages) / (1 + multiplier)
         return Advantages(policy=policy, reward_returns=reward_returns, cost_returns=cost_returns)
 

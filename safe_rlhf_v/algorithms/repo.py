@@ -52,9 +52,9 @@ class RePO:
         terminal = rollout.costs.clamp(min=0) if self.form == "rectified" else rollout.costs
         rewards = token_stream(rollout.rewards, -penalty, mask, self.token_clamp)
         costs = token_stream(terminal, penalty, mask, self.token_clamp)
-        assert rollout.reward_values is not None and rollout.cost_values is not None, "RePO needs both critics"
-        reward_advantages, reward_returns = gae(rewards, rollout.reward_values, mask, self.gamma, self.lam)
-        cost_advantages, cost_returns = gae(costs, rollout.cost_values, mask, self.gamma, self.lam)
+        reward_values, cost_values = rollout.values_of_both_critics()
+        reward_advantages, reward_returns = gae(rewards, reward_values, mask, self.gamma, self.lam)
+        cost_advantages, cost_returns = gae(costs, cost_values, mask, self.gamma, self.lam)
         policy = (reward_advantages - multiplier * cost_advantages) / (1 + multiplier)
         if self.form == "gated":
             policy = torch.where(rollout.costs[:, None] > 0, policy, reward_advantages)

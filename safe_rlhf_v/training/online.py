@@ -64,7 +64,8 @@ class OnlineTrainer:
     scorer: where rewards and costs come from; None takes the reward and cost model of the roles. demonstrations:
     (prompt, response) pairs for the ptx term, or None. accelerator: None makes one.
 
-    Writes to output_dir: metrics.jsonl (a line a step), threshold.json, checkpoint-<step>/, policy/.
+    Writes to output_dir: metrics.jsonl (a line a step), threshold.json, checkpoint-<step>/, policy/, and runs/ for
+    trackers that write files.
     """
 
     def __init__(
@@ -81,9 +82,8 @@ class OnlineTrainer:
         self.roles, self.algorithm, self.dual, self.prompts, self.args = roles, algorithm, dual, prompts, args
         self.scorer: Scorer = scorer if scorer is not None else ModelScorer(roles)
         self.output_dir = Path(args.output_dir)
-        self.accelerator = accelerator or Accelerator(
-            log_with=list(args.report_to) or None, project_dir=args.output_dir
-        )
+        trackers = list(args.report_to) or None
+        self.accelerator = accelerator or Accelerator(log_with=trackers, project_dir=str(self.output_dir / "runs"))
         self.sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature)
         self.indices = ShuffledIndices(len(prompts), args.seed)
         self.demonstrations = None

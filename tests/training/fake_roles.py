@@ -146,7 +146,9 @@ def trainer(output_dir: Path | str, algorithm: Any = None, dual: Any = None, **c
     own = {name: changes.pop(name) for name in ("scorer", "demonstrations", "accelerator") if name in changes}
     roles, prompts = changes.pop("roles", None) or FakeRoles(), changes.pop("prompts", PROMPTS)
     algorithm = algorithm or PPOLag(threshold=-0.2, window=16)
-    return OnlineTrainer(roles, algorithm, dual or LogDual(0.1, 1.0, 5.0), prompts, arguments(output_dir, **changes), **own)
+    return OnlineTrainer(
+        roles, algorithm, dual or LogDual(0.1, 1.0, 5.0), prompts, arguments(output_dir, **changes), **own
+    )
 
 
 DEMONSTRATIONS = [(PROMPTS[0], "5 5"), (PROMPTS[1], "5"), (PROMPTS[2], "5 2 5")]
@@ -194,3 +196,15 @@ def _tear(real: Any, args: Any, kwargs: Any) -> None:
     path = args[0].path if isinstance(args[0], runtime.MetricsLog) else Path(args[1])
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - (7 if path.suffix == ".jsonl" else path.stat().st_size // 2))
+
+
+def run_rank(rank: int, processes: int, port: int, output_dir: str, **changes: Any) -> None:
+    """One of several ranks of a run, talking over gloo; leaves its parameters in rank-<n>.pt."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    run = trainer(output_dir, **changes)
+    run.train(resume_from_checkpoint=True)
+    state = {name: value.clone() for name, value in run.roles.state_dict().items()}
+    torch.save({"multiplier": run.multiplier, "costs": list(run.costs), **state}, Path(output_dir) / f"rank-{rank}.pt")
+    torch.distributed.destroy_process_group()

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from multiprocessing import forkserver
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.runtime import read_metrics
 
@@ -29,6 +31,23 @@ def _server() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path or os.getcwd() for path in sys.path))
         forkserver.ensure_running()
+
+
+def on_two_ranks(folder: Path, **changes: Any) -> list[dict[str, Any]]:
+    """A run on two ranks; what each holds at its end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        CONTEXT.Process(target=fake_roles.run_rank, args=(rank, 2, port, str(folder)), kwargs=changes)
+        for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in (0, 1)]
 
 
 def in_a_process(*args: Any, **kwargs: Any) -> int:
@@ -98,3 +117,23 @@ def test_mistake_6_killed_again_and_again(unbroken: Path, tmp_path: Path) -> Non
         assert in_a_process(str(tmp_path), kill=(point, call)) == -signal.SIGKILL
     assert in_a_process(str(tmp_path)) == 0
     assert_same_end(tmp_path, unbroken)
+
+
+def test_two_ranks_share_costs_multiplier_and_gradients(tmp_path: Path) -> None:
+    first, second = on_two_ranks(tmp_path, max_steps=3, algorithm=PPOLag(threshold=-0.2, window=128))
+    assert first["multiplier"] == second["multiplier"] != 1.0
+    assert len(first["costs"]) == 3 * 2 * 6 and first["costs"] == second["costs"]
+    assert first["costs"][:6] != first["costs"][6:12]  # the ranks sample on their own
+    names = first.keys() - {"multiplier", "costs"}
+    assert all(torch.equal(first[name], second[name]) for name in names)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_two_ranks_resume_bit_for_bit(tmp_path: Path) -> None:
+    whole = on_two_ranks(tmp_path / "whole", max_steps=4)
+    on_two_ranks(tmp_path / "parts", max_steps=2)
+    parts = on_two_ranks(tmp_path / "parts", max_steps=4)
+    for one, other in zip(whole, parts, strict=True):
+        names = one.keys() - {"multiplier", "costs"}
+        assert all(torch.equal(one[name], other[name]) for name in names)
+        assert one["multiplier"] == other["multiplier"] and one["costs"] == other["costs"]

@@ -1,0 +1,354 @@
+"""The online loop on fake roles: what it does in a step, what it learns, what it refuses, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_roles import BAD, DEMONSTRATIONS, GOOD, PROMPTS, FakeRoles, arguments, trainer
+
+from safe_rlhf_v.algorithms.group_lag import GroupLag
+from safe_rlhf_v.algorithms.ppo_lag import PPOLag
+from safe_rlhf_v.algorithms.repo import RePO
+from safe_rlhf_v.duals import AdditiveDual, LogDual, PIDDual
+from safe_rlhf_v.rollout import collect, minibatch
+from safe_rlhf_v.scorers import ModelScorer, TextScorer
+from safe_rlhf_v.training.checkpoint import CheckpointError, checkpoints, latest_checkpoint
+from safe_rlhf_v.training.online import OnlineTrainer
+from safe_rlhf_v.training.optimization import Trained
+from safe_rlhf_v.types import Advantages
+
+KEYS = {
+    "step", "reward", "cost", "violation", "multiplier", "kl", "policy_loss", "reward_value_loss", "cost_value_loss",
+    "response_length", "unsafe_share", "clip_fraction", "entropy", "seconds",
+}  # fmt: skip
+
+
+def parameters(trainer: OnlineTrainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.roles.state_dict().values()]
+
+
+def same(first: OnlineTrainer, second: OnlineTrainer) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(parameters(first), parameters(second), strict=True))
+
+
+def mean(rows: list[dict[str, Any]], name: str, part: slice) -> float:
+    values = [row[name] for row in rows[part]]
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("algorithm", [PPOLag(threshold=-0.2), RePO(), RePO(form="rectified"), GroupLag()])
+def test_every_algorithm_runs_and_writes_its_records(tmp_path: Path, algorithm: Any) -> None:
+    run = trainer(tmp_path, algorithm, AdditiveDual(0.1, 1.0, 5.0), max_steps=3)
+    result = run.train()
+    assert [row["step"] for row in result.metrics] == [1, 2, 3]
+    critics = {"reward_value_loss", "cost_value_loss"}
+    assert set(result.metrics[0]) >= (KEYS if algorithm.needs_critics else KEYS - critics)
+    assert all(math.isfinite(value) for row in result.metrics for value in row.values())
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+    saved = torch.load(result.policy_dir / "policy.pt")
+    assert torch.equal(saved["head.weight"], run.roles.policy.head.weight)
+
+
+def test_critic_free_algorithms_need_no_critics(tmp_path: Path) -> None:
+    trainer(tmp_path, GroupLag(), max_steps=2, roles=FakeRoles(critics=False)).train()
+
+
+@pytest.mark.parametrize("algorithm", [PPOLag(beta=0.0), GroupLag(beta=0.0)])
+def test_with_multiplier_0_the_reward_rises_whatever_the_cost(tmp_path: Path, algorithm: Any) -> None:
+    fixed = AdditiveDual(0.0, 0.0, 0.0)
+    rows = trainer(
+        tmp_path, algorithm, fixed, max_steps=40, num_generations=6, mini_batch_size=18, learning_rate=0.02
+    ).train().metrics  # fmt: skip
+    assert mean(rows, "reward", slice(-5, None)) > mean(rows, "reward", slice(0, 5)) + 1.5
+    assert {row["multiplier"] for row in rows} == {0.0}
+
+
+def test_a_large_multiplier_brings_the_cost_down(tmp_path: Path) -> None:
+    fixed = AdditiveDual(0.0, 100.0, 100.0)
+    changes: dict[str, Any] = {"max_steps": 40, "num_generations": 6, "mini_batch_size": 18, "learning_rate": 0.02}
+    rows = trainer(tmp_path, PPOLag(beta=0.0), fixed, **changes).train().metrics
+    assert mean(rows, "unsafe_share", slice(-5, None)) < 0.5 * mean(rows, "unsafe_share", slice(0, 5))
+
+
+def test_the_multiplier_moves_once_a_rollout_on_all_its_costs(tmp_path: Path) -> None:
+    run = trainer(tmp_path, PPOLag(threshold=-0.2, window=0, delay=0), LogDual(0.1, 1.0, 5.0), num_ppo_epochs=3)
+    rows = run.train().metrics
+    lam = 1.0
+    for row in rows:
+        assert row["violation"] == pytest.approx(row["cost"] + 0.2)
+        lam = min(5.0, lam * math.exp(0.1 * row["violation"] * lam))
+        assert row["multiplier"] == pytest.approx(lam)
+
+
+def test_the_violation_is_that_of_the_last_window_of_costs(tmp_path: Path) -> None:
+    rows = trainer(tmp_path, PPOLag(threshold=0.0, window=12)).train().metrics  # 6 costs a rollout: the last two
+    for before, row in pairwise(rows):
+        assert row["violation"] == pytest.approx((before["cost"] + row["cost"]) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_the_first_steps_of_the_multiplier_are_delayed(tmp_path: Path, delay: int) -> None:
+    rows = trainer(tmp_path, PPOLag(threshold=-5.0, delay=delay), LogDual(0.1, 1.0, 50.0), max_steps=5).train().metrics
+    assert [row["multiplier"] > 1.0 for row in rows] == [step > delay for step in range(1, 6)]
+
+
+def test_mistake_10_the_multiplier_moves_in_proportion_to_the_violation(tmp_path: Path) -> None:
+    moves = []
+    for scale in (1e-3, 1e-1):
+        scorer = lambda prompts, inputs, responses: (torch.zeros(len(prompts)), torch.full((len(prompts),), scale))  # noqa: B023, E731
+        algorithm = PPOLag(threshold=0.0, delay=0)
+        run = trainer(tmp_path / str(scale), algorithm, AdditiveDual(0.1, 1.0, 5.0), max_steps=1, scorer=scorer)
+        moves.append(run.train().metrics[0]["multiplier"] - 1.0)
+    assert moves[1] / moves[0] == pytest.approx(100, rel=1e-4)
+
+
+def test_pictures_are_prepared_once_a_prompt_and_rollout(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=2, guidance_rollouts=0)
+    run.train()
+    assert run.roles.prepared == [3, 3]  # N prompts, not N*G rows, and once
+
+
+def test_rows_of_a_rollout_stand_in_groups() -> None:
+    roles = FakeRoles()
+    rollout = collect(
+        roles, ModelScorer(roles), PROMPTS[:2], trainer("unused").sampling, 3, critics=True, device="cpu"
+    )  # fmt: skip
+    assert rollout.group_size == 3 and len(rollout) == 6
+    assert torch.equal(rollout.prompts.input_ids, roles.encoder.prompts(PROMPTS[:2]).input_ids.repeat_interleave(3, 0))
+    assert rollout.logps.shape == rollout.ref_logps.shape == rollout.cost_values.shape == rollout.responses.ids.shape
+
+
+def test_a_rollout_taken_in_parts_is_the_same_rollout() -> None:
+    roles, sampling, rollouts = FakeRoles(), trainer("unused").sampling, []
+    scorer = TextScorer(lambda prompt, text: (len(prompt.text), len(text)), roles.encoder.decode)
+    for rows in (None, 4):
+        torch.manual_seed(3)
+        options: dict[str, Any] = {"critics": True, "device": "cpu", "rows_at_once": rows}
+        rollouts.append(collect(roles, scorer, PROMPTS[:3], sampling, 3, **options))
+    for name in ("logps", "ref_logps", "rewards", "costs", "reward_values", "cost_values"):
+        torch.testing.assert_close(getattr(rollouts[0], name), getattr(rollouts[1], name))
+
+
+def test_minibatches_are_cut_to_their_longest_response() -> None:
+    roles = FakeRoles()
+    rollout = collect(roles, ModelScorer(roles), PROMPTS, trainer("unused").sampling, 2, critics=True, device="cpu")
+    mask = torch.arange(5) < torch.tensor([1, 2, 5] + [3] * 11)[:, None]
+    rollout = replace(rollout, responses=replace(rollout.responses, mask=mask))
+    advantages = Advantages(policy=torch.randn(14, 5), reward_returns=torch.randn(14, 5))
+    part, cut = minibatch(rollout, advantages, [1, 0])
+    assert part.responses.ids.shape == part.logps.shape == part.cost_values.shape == cut.policy.shape == (2, 2)
+    assert torch.equal(part.logps, rollout.logps[[1, 0], :2]) and cut.cost_returns is None
+    assert torch.equal(part.rewards, rollout.rewards[[1, 0]])
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_minibatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients: dict[int | None, list[torch.Tensor]] = {}
+
+    def note(self: Trained, accelerator: Any, step: int) -> float:
+        gradients[size] += [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return 0.0
+
+    monkeypatch.setattr(Trained, "step", note)
+    for size in (None, 1, 4, 5):
+        gradients[size] = []
+        options: dict[str, Any] = {"demonstrations": DEMONSTRATIONS, "ptx_coeff": 0.5, "num_ppo_epochs": 1}
+        trainer(
+            tmp_path / str(size), max_steps=1, mini_batch_size=6, per_device_micro_batch_size=size, **options
+        ).train()  # fmt: skip
+    assert any(g.any() for g in gradients[None])
+    for size in (1, 4, 5):
+        for whole, parts in zip(gradients[None], gradients[size], strict=True):
+            torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_demonstrations_are_imitated(tmp_path: Path) -> None:
+    quiet = {"scorer": lambda prompts, inputs, responses: (torch.zeros(len(prompts)), torch.zeros(len(prompts)))}
+    run = trainer(tmp_path, PPOLag(beta=0.0), max_steps=20, demonstrations=DEMONSTRATIONS, ptx_coeff=1.0, **quiet)
+    rows = run.train().metrics
+    assert rows[-1]["ptx_loss"] < 0.5 * rows[0]["ptx_loss"]
+
+
+def test_without_demonstrations_there_is_no_ptx_term(tmp_path: Path) -> None:
+    assert "ptx_loss" not in trainer(tmp_path, max_steps=1, ptx_coeff=16.0).train().metrics[0]
+
+
+def test_mistake_5_each_network_trains_and_the_reference_stays(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=1)
+    before, reference = parameters(run), [p.clone() for p in run.roles.reference.parameters()]
+    run.train()
+    assert all(not torch.equal(a, b) for a, b in zip(before, parameters(run), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(reference, run.roles.reference.parameters(), strict=True))
+
+
+def test_mistake_3_the_response_mask_ends_at_eos_in_the_loop(tmp_path: Path) -> None:
+    """What stands after EOS may be anything: the run is the same."""
+
+    class Littering(FakeRoles):
+        def generate(self, inputs: Any, samples: int, sampling: Any) -> Any:
+            responses = super().generate(inputs, samples, sampling)
+            return replace(responses, ids=torch.where(responses.mask, responses.ids, BAD))
+
+    runs = [trainer(tmp_path / str(i), roles=roles, max_steps=3) for i, roles in enumerate((FakeRoles(), Littering()))]
+    rows = [run.train().metrics for run in runs]
+    assert same(*runs)
+    assert [{**row, "seconds": 0} for row in rows[0]] == [{**row, "seconds": 0} for row in rows[1]]
+    assert all(row["response_length"] < 5 for row in rows[0])
+
+
+def test_guidance_changes_nothing_and_says_where_the_costs_stand(tmp_path: Path) -> None:
+    runs = [trainer(tmp_path / str(n), max_steps=3, guidance_rollouts=n) for n in (0, 5)]
+    for run in runs:
+        run.train()
+    assert same(*runs)
+    guidance = json.loads((tmp_path / "5" / "threshold.json").read_text())
+    assert guidance["rollouts"] == 30 and guidance["threshold"] == -0.2
+    assert not (tmp_path / "0" / "threshold.json").exists()
+
+
+def test_guidance_and_summary_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path, max_steps=2, disable_tqdm=False).train()
+    shown = capsys.readouterr().out
+    for words in ("threshold d = -0.20", "step 1: reward", "multiplier", "first", "last"):
+        assert words in shown
+
+
+@pytest.mark.parametrize("name", ["rewards", "costs"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_not_finite_stop_the_run_and_name_the_step(tmp_path: Path, name: str, value: float) -> None:
+    seen = []
+
+    def scorer(prompts: Any, inputs: Any, responses: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(1)
+        scores = {"rewards": torch.zeros(len(prompts)), "costs": torch.zeros(len(prompts))}
+        scores[name][0] = value if len(seen) == 3 else 0.0
+        return scores["rewards"], scores["costs"]
+
+    with pytest.raises(FloatingPointError, match=f"step 3: 1 of 6 {name} are not finite"):
+        trainer(tmp_path, scorer=scorer, guidance_rollouts=0).train()
+    latest = latest_checkpoint(tmp_path)
+    assert latest is not None and latest.name == "checkpoint-2"
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(tmp_path: Path) -> None:
+    run = trainer(tmp_path, guidance_rollouts=0)
+    before = parameters(run)
+    run.roles.policy.head.weight.register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(FloatingPointError, match="step 1: the norm of the policy gradient is nan"):
+        run.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(run), strict=True))
+
+
+def test_a_scorer_of_the_wrong_shape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rewards \(1,\) .* both must be \(6,\)"):
+        trainer(tmp_path, scorer=lambda p, i, r: (torch.zeros(1), torch.zeros(6))).train()
+
+
+def test_a_function_of_the_text_is_a_scorer() -> None:
+    encoder = FakeRoles().encoder
+    scorer = TextScorer(lambda prompt, text: (float(prompt.text), text.split().count(str(GOOD)) - 1.0), encoder.decode)
+    responses = encoder.responses(["5 2 5", "8"])
+    rewards, costs = scorer([PROMPTS[2], PROMPTS[5]], encoder.prompts(PROMPTS[:2]), responses)
+    assert rewards.tolist() == [3.0, 2.0] and costs.tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("dual", [LogDual(0.1, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0), PIDDual()])
+@pytest.mark.parametrize("changes", [{}, {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3}])
+def test_mistake_6_a_run_in_two_parts_equals_the_run_in_one(tmp_path: Path, dual: Any, changes: dict[str, Any]) -> None:
+    whole = trainer(tmp_path / "whole", dual=dual, max_steps=6, **changes)
+    rows = whole.train().metrics
+    trainer(tmp_path / "parts", dual=dual, max_steps=3, save_total_limit=None, **changes).train()
+    torch.manual_seed(999)
+    second = trainer(tmp_path / "parts", dual=dual, max_steps=6, roles=FakeRoles(seed=5), **changes)
+    second.roles.reference = whole.roles.reference  # frozen, so it is the user's to bring again
+    resumed = second.train(resume_from_checkpoint=tmp_path / "parts" / "checkpoint-3").metrics
+    assert same(whole, second)
+    assert [{**row, "seconds": 0} for row in resumed] == [{**row, "seconds": 0} for row in rows]
+
+
+def test_a_finished_run_resumes_to_its_end_at_once(tmp_path: Path) -> None:
+    first = trainer(tmp_path, max_steps=3)
+    first.train()
+    again = trainer(tmp_path, max_steps=3)
+    assert len(again.train(resume_from_checkpoint=True).metrics) == 3
+    assert same(first, again)
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path: Path) -> None:
+    runs = [trainer(tmp_path / name, max_steps=2) for name in "ab"]
+    runs[0].train()
+    runs[1].train(resume_from_checkpoint=True)
+    assert same(*runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"learning_rate": 0.5}, "arguments.learning_rate: 0.01 in the checkpoint, 0.5 now"),
+        ({"seed": 7}, "arguments.seed"),
+        ({"algorithm": PPOLag(threshold=0.3, window=16)}, "algorithm.threshold: -0.2 in the checkpoint, 0.3 now"),
+        ({"dual": LogDual(0.1, 1.0, 9.0)}, "dual.maximum"),
+        ({"dual": AdditiveDual(0.1, 1.0, 5.0)}, "dual.name: 'LogDual' in the checkpoint, 'AdditiveDual' now"),
+        ({"prompts": PROMPTS[::-1]}, "prompts.hash"),
+        ({"demonstrations": DEMONSTRATIONS}, "demonstrations.number"),
+    ],
+)
+def test_a_resume_with_changed_settings_names_them(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    trainer(tmp_path, max_steps=2).train()
+    with pytest.raises(CheckpointError, match=named):
+        trainer(tmp_path, **({"max_steps": 2} | change)).train(resume_from_checkpoint=True)
+
+
+def test_saving_and_logging_may_change_on_resume(tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=2).train()
+    changes: dict[str, Any] = {"max_steps": 4, "save_steps": 1, "save_total_limit": 3, "logging_steps": 2}
+    assert trainer(tmp_path, **changes).train(resume_from_checkpoint=True).steps == 4
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=4, save_total_limit=None).train()
+    with pytest.raises(CheckpointError, match=r"holds checkpoint-4, newer than where this run starts \(step 0\)"):
+        trainer(tmp_path, max_steps=4).train()
+    with pytest.raises(CheckpointError, match=r"newer than where this run starts \(step 2\)"):
+        trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=tmp_path / "checkpoint-2")
+
+
+def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = trainer(tmp_path, max_steps=3, report_to=["tensorboard"]).train().metrics
+    events = EventAccumulator(str(tmp_path / "runs" / "policy"))
+    events.Reload()
+    scalars = events.Scalars("cost")
+    assert [event.step for event in scalars] == [1, 2, 3]
+    assert [event.value for event in scalars] == pytest.approx([row["cost"] for row in rows])
+
+
+def test_a_tracker_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="comet_ml"):
+        trainer(tmp_path, max_steps=1, report_to=["comet_ml"]).train()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_steps", 0), ("mini_batch_size", -1), ("temperature", 0.0), ("save_total_limit", 0), ("learning_rate", -1.0)],
+)
+def test_arguments_that_make_no_sense_are_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}: {value}"):
+        arguments("unused", **{name: value})
+
+
+def test_mistake_7_unknown_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match="learnig_rate"):
+        arguments("unused", learnig_rate=0.1)

@@ -83,7 +83,7 @@ class TrainSection(Section):
     warmup_steps: NonNegative = Field(0.03, description="Warm-up: steps, or below 1 a share of all steps.")
     weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")
     max_grad_norm: NonNegative = Field(1.0, description="Gradients are scaled down to this norm; 0 leaves them.")
-    optim: str = Field("adamw_torch", description="Optimizer as in transformers, for example adamw_torch or adamw_bnb_8bit.")
+    optim: str = Field("adamw_torch_fused", description="Optimizer as in transformers, for example adamw_torch or adamw_bnb_8bit.")
     bf16: bool = Field(False, description="Compute in bfloat16 over float32 weights.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, a third slower.")
     freeze_vision: bool = Field(True, description="Do not train the vision tower; each picture is then encoded once a step. [code] true")

@@ -30,7 +30,7 @@ from safe_rlhf_v.training.encode import PairCollator, ResponseCollator, Rows, pa
 from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
 from safe_rlhf_v.training.trainers import PreferenceTrainer, ResponseLogps, SFTTrainer, SupervisedTrainer
 
-SAMPLE = 1000  # training pairs scored at the end, for the cost threshold "auto"
+SAMPLE = 500  # training pairs that a cost model scores at the end, for the cost threshold "auto"
 Resume = str | bool | None
 
 
@@ -78,8 +78,8 @@ def train_preference_model(
 ) -> dict[str, Any]:
     """Train a reward model (which response is more helpful) or a cost model (which is safer, and is it safe).
 
-    Returns what metrics.json holds; its train_sample holds the same metrics on at most 1,000 training pairs, among them
-    mean_cost_safer, from which a cost threshold can be taken. Raises as `train_sft`.
+    Returns what metrics.json holds; a cost model's train_sample holds the same metrics on at most 500 training pairs,
+    among them mean_cost_safer, from which a cost threshold can be taken. Raises as `train_sft`.
     """
     section, output_dir = getattr(settings, kind), Path(output_dir)
     backbone, encoder = _load(base, settings, section)
@@ -97,12 +97,12 @@ def train_preference_model(
         callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
     )
     measured = _fit(trainer, kind, resume_from_checkpoint)
-    scores, labels = trainer.score_all(trainer.get_eval_dataloader())
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))[:SAMPLE].tolist()
-    measured["train_sample"] = trainer.measure(trainer.get_eval_dataloader(Subset(rows, chosen)))
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir, encoder.processor)
-        _write_scores(output_dir / "evaluation_scores.jsonl", scores, labels)
+        _write_scores(output_dir / "evaluation_scores.jsonl", *trainer.scored)
+    if kind == "cost":
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))[:SAMPLE].tolist()
+        measured["train_sample"] = trainer.measure(trainer.get_eval_dataloader(Subset(rows, chosen)))
     return _finish(trainer, kind, base, settings, rows, held_out, measured)
 
 

@@ -143,7 +143,7 @@ class SFTTrainer(SupervisedTrainer):
 class PreferenceTrainer(SupervisedTrainer):
     """A reward or cost model: one score a response, both responses of a pair in one forward of 2B rows.
 
-    algorithm: `RewardModel` or `CostModel`. metrics: scores (N, 2) and labels to the metrics of `evaluate`.
+    algorithm: `RewardModel` or `CostModel`. scored: scores (N, 2) and labels of what was measured last.
     """
 
     def __init__(self, model: HeadedModel, args: TrainingArguments, *, algorithm: Any, kind: str, **more: Any) -> None:
@@ -177,4 +177,5 @@ class PreferenceTrainer(SupervisedTrainer):
         return joined.pop("scores"), joined
 
     def measure(self, batches: Any) -> dict[str, float | None]:
-        return self.metrics(*self.score_all(batches))
+        self.scored = self.score_all(batches)
+        return self.metrics(*self.scored)

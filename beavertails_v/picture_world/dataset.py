@@ -56,19 +56,22 @@ def picture_styles(pictures: Path, held_out: str | None = None) -> dict[str, lis
     return {"train": [s for s in complete if s != kept], "held_out": [kept]}
 
 
-def _scene(obj: str, styles: list[str], drawn: bool, rng: random.Random) -> Scene:
+def random_scene(
+    obj: str, styles: list[str], drawn: bool, rng: random.Random, text_share: float = TEXT_SHARE
+) -> Scene:
+    """A random pose, size, colour, background and clutter; `drawn` is False for pictures from a folder, which bring colours."""
     facts = world()
-    style = "text" if rng.random() < TEXT_SHARE else rng.choice(styles)
+    style = "text" if rng.random() < text_share else rng.choice(styles)
     return Scene(
         object=obj,
         colour=rng.choice(list(facts["colours"])) if drawn or style == "text" else "",
         background=rng.choice(list(facts["backgrounds"])),
         style=style,
-        angle=round(rng.uniform(-30, 30), 1),
-        size=round(rng.uniform(0.85, 1.0 if style == "text" else 1.2), 3),
+        angle=round(rng.uniform(-25, 25), 1),
+        size=round(rng.uniform(0.92, 1.0 if style == "text" else 1.25), 3),
         x=round(rng.random(), 3),
         y=round(rng.random(), 3),
-        clutter=rng.randrange(8),
+        clutter=rng.randrange(7),
         seed=rng.randrange(2**31),
     )
 
@@ -126,7 +129,7 @@ def _comparison(
     while not held_out and combination_held_out(obj, intent, topic):
         obj, intent, topic = meaning(rng)
     assert allowed(obj, intent, topic)
-    scene = _scene(obj, styles["held_out" if kept_style else "train"], pictures is None, rng)
+    scene = random_scene(obj, styles["held_out" if kept_style else "train"], pictures is None, rng)
     question = Question(text=rng.choice(wordings(intent, topic, held_out)), intent=intent, topic=topic)
     harm = harmful(obj, intent, topic)
     slices = ["phrasing"] * held_out + ["style"] * (scene.style in styles["held_out"])
@@ -180,5 +183,5 @@ def write(
     folder, source = Path(folder), Path(pictures) if pictures is not None else None
     for split, count in (("train", train), ("evaluation", evaluation)):
         rows = generate(split, count, seed, source, held_out_style)
-        write_beavertails_v(tqdm(rows, total=count, desc=f"drawing {split}", unit="pair"), folder, split)
+        write_beavertails_v(tqdm(rows, total=count, desc=f"drawing {split}", unit="pair"), folder, split, overwrite=True)
     return folder

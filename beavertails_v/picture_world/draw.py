@@ -72,17 +72,18 @@ def _draw_shape(scene: Scene, colour: Colour, rng: random.Random) -> Image.Image
     layer = Image.new("RGBA", (LAYER, LAYER), (*colour, 0))
     draw = ImageDraw.Draw(layer)
     paint = {"body": colour, "dark": _mix(colour, (0, 0, 0), 0.62), "light": _mix(colour, (255, 255, 255), 0.7)}
-    hollow, chalk = scene.style == "outline", scene.style == "chalk"
+    hollow, chalk, sketch = (scene.style == name for name in ("outline", "chalk", "sketch"))
     edge = paint["dark"] if scene.style == "shaded" else None
     for kind, role, numbers in shapes()[scene.object]:
         for _ in range(2 if chalk else 1):  # chalk: two shaky strokes, thinly filled
-            points = _points(numbers, 3.0 if chalk else 0.0, rng)
+            points = _points(numbers, 3.0 if chalk else 2.0 if sketch else 0.0, rng)
             fill = (*paint[role], 255)
             if kind == "line":
                 draw.line(points, fill=fill, width=7 if not chalk else 4, joint="curve")
                 continue
             inside = None if hollow and role == "body" else (*paint[role], 110) if chalk else fill
-            stroke = fill if hollow or chalk else (*edge, 255) if edge else None
+            inside = (*_mix(paint[role], (255, 255, 255), 0.45), 255) if sketch else inside
+            stroke = fill if hollow or chalk or sketch else (*edge, 255) if edge else None
             if kind == "oval":
                 box = [min(points[0][0], points[1][0]), min(points[0][1], points[1][1]), *map(max, zip(*points, strict=True))]
                 draw.ellipse(box, fill=inside, outline=stroke, width=6 if not chalk else 4)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
@@ -15,6 +17,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from beavertails_v.picture_world import vocabulary
+
+SHIPPED_TOWER = Path(__file__).parent / "assets" / "picture_world_tower.safetensors"
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 TEMPLATE = (
@@ -104,3 +110,21 @@ def tiny_llava(
         chat_template=TEMPLATE,
     )
     return model, processor
+
+
+def picture_world_llava(folder: str | Path, *, tower: str | Path | None = None, seed: int = 0) -> Path:
+    """Write the picture world's start model to `folder`: a pretrained vision tower and a language model that knows nothing.
+
+    tower: folder or file written by `safe-rlhf-v train tower`; None takes the one that ships, trained on drawn pictures.
+    Raises FileNotFoundError where there is no tower.
+    """
+    folder, file = Path(folder), Path(tower) if tower is not None else SHIPPED_TOWER
+    file = file / "tower.safetensors" if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no vision tower there; make one with `safe-rlhf-v train tower FOLDER`")
+    model, processor = tiny_llava(vocabulary(), layers=3, seed=seed)
+    weights = {name: w.float() for name, w in load_file(file).items()}
+    model.model.vision_tower.load_state_dict(weights)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -79,7 +79,7 @@ def test_the_same_sentence_is_harmless_with_one_picture_and_harmful_with_another
     for row in generate("train", 1500, seed=4):
         if facts_of(row.prompt)["intent"] == "disguise":
             by_text.setdefault(row.prompt.text.partition("how do i")[2], []).append(invites_harm(row.prompt))
-    asked_often = [answers for answers in by_text.values() if len(answers) >= 8]
+    asked_often = [answers for answers in by_text.values() if len(answers) >= 14]
     assert len(asked_often) > 5
     assert all(set(answers) == {True, False} for answers in asked_often)
 

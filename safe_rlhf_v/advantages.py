@@ -31,10 +31,10 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
     advantages = torch.zeros_like(values)
     following = values.new_zeros(values.shape[0])  # (B,) advantage of the next token
-    next_value = torch.zeros_like(following)  # (B,) value of the next token; 0 past the end and at pads
+    next_value = torch.zeros_like(following)  # (B,) value of the next token; 0 past the end and at pads, like all else
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = (delta + gamma * lam * following) * mask[:, t]
+        following = delta + gamma * lam * following
         advantages[:, t] = following
         next_value = values[:, t]
     return advantages, advantages + values

@@ -62,6 +62,13 @@ def test_pid_derivative_looks_delay_steps_back() -> None:
     assert values == [1.0, 2.0, 3.0, 6.0, 0.0]
 
 
+def test_pid_derivative_only_raises_the_multiplier() -> None:
+    # smoothing 0. D = 1: kp D + kd (1 - 0) = 2; D = .5 after 1: .5, where a negative derivative would give 0
+    dual = PIDDual(kp=1.0, ki=0.0, kd=1.0, delay=1, smoothing=0.0, initial=0.0)
+    first = dual.step(dual.init(), 1.0)
+    assert (first.value, dual.step(first, 0.5).value) == (2.0, 0.5)
+
+
 @pytest.mark.parametrize("dual", RULES)
 def test_violation_zero_leaves_the_multiplier(dual: Any) -> None:
     state = dual.init()

@@ -17,6 +17,7 @@ from safe_rlhf_v.algorithms.group_lag import GroupLag
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.duals import AdditiveDual, LogDual, PIDDual
+from safe_rlhf_v.losses import clipped_value_loss
 from safe_rlhf_v.rollout import collect, minibatch
 from safe_rlhf_v.scorers import ModelScorer, TextScorer
 from safe_rlhf_v.training.checkpoint import CheckpointError, checkpoints, latest_checkpoint
@@ -170,6 +171,20 @@ def test_micro_batches_give_the_gradient_of_the_whole_minibatch(
     for size in (1, 4, 5):
         for whole, parts in zip(gradients[None], gradients[size], strict=True):
             torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["reward", "cost"])
+def test_mistake_5_each_critic_learns_its_own_returns_from_its_own_old_values(which: str) -> None:
+    run = trainer("unused", PPOLag(value_clip=0.01))  # so narrow that the old values decide the loss
+    rollout = collect(run.roles, run.scorer, PROMPTS, run.sampling, 2, critics=True, device="cpu")
+    name = f"{which}_values"
+    rollout = replace(rollout, **{name: getattr(rollout, name) + 1.0})
+    advantages = run.algorithm.advantages(rollout, 1.0)
+    loss, _ = run.updater._loss(f"{which}_value", rollout, advantages)
+    values = run.roles.values(rollout.prompts, rollout.responses, which)
+    returns = getattr(advantages, f"{which}_returns")
+    want = clipped_value_loss(values, getattr(rollout, name), returns, rollout.responses.mask, 0.01)
+    assert loss.item() == want.item()
 
 
 def test_demonstrations_are_imitated(tmp_path: Path) -> None:

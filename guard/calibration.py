@@ -33,6 +33,16 @@ class Labels:
     def to(self, device: torch.device | str) -> Labels:
         return Labels(**{name: value.to(device) for name, value in vars(self).items()})
 
+    def known_where(self, keep: Tensor) -> Labels:
+        """These labels on the rows of `keep` (B,) bool, unknown on the others."""
+        pick = lambda t: torch.where(keep.view(-1, *[1] * (t.ndim - 1)), t, -1)  # noqa: E731
+        return Labels(
+            is_response=self.is_response,
+            unsafe=pick(self.unsafe),
+            severity=pick(self.severity),
+            categories=pick(self.categories),
+        )
+
     def __len__(self) -> int:
         return self.unsafe.shape[0]
 

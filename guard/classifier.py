@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
@@ -22,12 +22,11 @@ from beavertails_v.images import ImageError, Picture
 from beavertails_v.schema import Prompt, Severity
 from guard.calibration import Calibration, scaled
 from guard.losses import severity_at_least, severity_probabilities
-from guard.model import GuardSpec, control_tokens, weights_hash
+from guard.model import GuardModel, GuardSpec, control_tokens, weights_hash
 from guard.policy import Policy
 from guard.text import Neutraliser, readings
 from guard.types import Kind, Verdict, fail_closed
 from safe_rlhf_v.models.backbone import encode_images
-from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, EncodingError, collate, load_processor, stack_responses
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.types import Inputs, Responses
@@ -65,7 +64,7 @@ class Guard:
 
     def __init__(
         self,
-        model: HeadedModel,
+        model: GuardModel,
         encoder: Encoder,
         spec: GuardSpec,
         policy: Policy | None = None,
@@ -264,7 +263,7 @@ class Guard:
     ) -> Guard:
         """What `save_pretrained` wrote. policy: another policy, or its file, in place of the saved one.
 
-        base, load: as in `HeadedModel.from_pretrained`. Raises FileNotFoundError, PolicyError, or ValueError where the
+        base, load: as in `GuardModel.from_pretrained`. Raises FileNotFoundError, PolicyError, or ValueError where the
         calibration belongs to other weights.
         """
         folder = Path(folder)
@@ -272,7 +271,7 @@ class Guard:
             raise FileNotFoundError(f"{folder} has no {SPEC_FILE}: it is not a saved guard")
         saved = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
         spec = GuardSpec(**saved | {"categories": tuple(saved["categories"]), "kinds": tuple(saved["kinds"])})
-        model = HeadedModel.from_pretrained(folder, base, **load)
+        model = cast(GuardModel, GuardModel.from_pretrained(folder, base, **load))
         if device is not None:
             model.to(device)
         if not isinstance(policy, Policy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +28,19 @@ class Example:
     @property
     def kind(self) -> Kind:
         return "query" if self.response is None else "response"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What one forward teaches: a query, a response, or a response and the query before it. Not both are None."""
+
+    query: Example | None
+    response: Example | None
+
+    @property
+    def last(self) -> Example:
+        """The example whose text the forward reads to its end."""
+        return self.response or self.query  # type: ignore[return-value]
 
 
 def query_example(prompt: Prompt) -> Example:
@@ -83,6 +96,23 @@ def held_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example
         [e for e, out in zip(examples, chosen, strict=True) if not out],
         [e for e, out in zip(examples, chosen, strict=True) if out],
     )
+
+
+def lessons_of(queries: Sequence[Example], responses: Sequence[Example]) -> list[Lesson]:
+    """Each response with its query, where that is among `queries`; queries that no response follows on their own."""
+    asked = {q.prompt.id: q for q in queries}
+    lessons = [Lesson(query=asked.get(r.prompt.id), response=r) for r in responses]
+    answered = {r.prompt.id for r in responses}
+    return lessons + [Lesson(query=q, response=None) for name, q in asked.items() if name not in answered]
+
+
+def lesson_labels(lessons: Sequence[Lesson], categories: Sequence[str]) -> Labels:
+    """Labels of 2B rows, the queries and then the responses; what a lesson lacks is unknown."""
+    wanted = [lesson.query for lesson in lessons] + [lesson.response for lesson in lessons]
+    filled = [e or lesson.last for e, lesson in zip(wanted, [*lessons, *lessons], strict=True)]
+    labels = labels_of(filled, categories)
+    is_response = torch.arange(len(filled)) >= len(lessons)
+    return replace(labels, is_response=is_response).known_where(torch.tensor([e is not None for e in wanted]))
 
 
 def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:

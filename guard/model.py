@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from beavertails_v.taxonomy import Taxonomy
 from guard.losses import LEVELS
 from guard.types import Kind
-from safe_rlhf_v.models.backbone import LoraSettings
+from safe_rlhf_v.models.backbone import LoraSettings, hidden_states
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder
+from safe_rlhf_v.tensors import pool_last
+from safe_rlhf_v.types import Inputs, Responses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +45,30 @@ class GuardSpec:
         )
 
 
-def build_model(backbone: Any, categories: int, lora: LoraSettings | None = None) -> HeadedModel:
+class GuardModel(HeadedModel):
+    """Heads unsafe (2), severity (3) and category (K) on one backbone."""
+
+    def forward(self, inputs: Inputs, responses: Responses | None = None, both: bool = False) -> dict[str, Tensor]:
+        """Logits (B, k) of the queries, or of the responses where given.
+
+        both: of queries AND responses from one pass, (2B, k), queries first. A causal model's state at the end of the
+        prompt does not know the response, so it is the very state that the prompt alone gives.
+        """
+        if not both or responses is None:
+            return super().forward(inputs, responses)
+        hidden = hidden_states(self.backbone, inputs, responses)
+        mask = torch.cat([inputs.attention_mask.bool(), responses.mask], dim=1)
+        queries = hidden[:, inputs.input_ids.shape[1] - 1]  # prompts are left-padded: all end here
+        pooled = torch.cat([queries, pool_last(hidden, mask)]).float()
+        return {name: head(pooled) for name, head in self.heads.items()}
+
+
+def build_model(backbone: Any, categories: int, lora: LoraSettings | None = None) -> GuardModel:
     """Fresh heads on `backbone`, with biases, since base rates differ between heads."""
-    return HeadedModel(backbone, {"unsafe": 2, "severity": LEVELS - 1, "category": categories}, lora, bias=True)
+    return GuardModel(backbone, {"unsafe": 2, "severity": LEVELS - 1, "category": categories}, lora, bias=True)
 
 
-def weights_hash(model: HeadedModel) -> str:
+def weights_hash(model: GuardModel) -> str:
     """SHA-256 of heads and adapter in float32: what training always changes, and no dtype of the backbone does."""
     digest = hashlib.sha256()
     for name, value in sorted(model.named_parameters()):

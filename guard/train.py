@@ -19,13 +19,12 @@ from guard import losses
 from guard.calibration import Calibration, Labels, fit
 from guard.classifier import Guard
 from guard.evaluate import KINDS, evaluate
-from guard.examples import Example, examples_of, held_out, labels_of, teachable
-from guard.model import GuardSpec, build_model, weights_hash
+from guard.examples import Example, Lesson, examples_of, held_out, labels_of, lesson_labels, lessons_of, teachable
+from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy
 from guard.types import Kind
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.models.backbone import encode_images, freeze_vision, load_backbone, vision_is_frozen
-from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, EncodingError, load_processor
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.training.card import write_card
@@ -50,7 +49,7 @@ class GuardOptions:
     head_learning_rate: float = 1e-3
     unsafe_weight: float = 1.0
     severity_weight: float = 1.0
-    category_weight: float = 0.2
+    category_weight: float = 0.5
     calibration_share: float = 0.1
     picture_cache: int = 1024 * 2**20
 
@@ -71,7 +70,8 @@ def train_guard(
 ) -> dict[str, Any]:
     """Train a guard on `base` and save it to `output_dir`; returns what metrics.json holds.
 
-    Each prompt is a query example, each response a response example. benign: harmless prompts that the data lacks:
+    Each prompt is a query example, each response a response example; one forward teaches a response and the query
+    before it, so a prompt counts once for each of its responses. benign: harmless prompts that the data lacks:
     where all prompts are harmful (as in BeaverTails-V) and none are given, queries are not learned, the log says so and
     `moderate` refuses to judge one. Stage arguments come from settings.guard, adapters from settings.model.lora.
     resume_from_checkpoint: "auto" (the newest whole checkpoint in output_dir), a folder, or None.
@@ -85,11 +85,12 @@ def train_guard(
     rest, calibration_rows = held_out(rows, options.calibration_share)
     if not rest:
         raise DataError(f"no example is left to train on; {len(left_out)} could not be encoded")
+    lessons = lessons_of(*([e for e in rest if e.kind == kind] for kind in KINDS))
     trainer = GuardTrainer(
         guard.model,
         training_arguments(settings.guard, output_dir, settings.seed),
         options=options,
-        train_dataset=rest,
+        train_dataset=lessons,
         data_collator=GuardCollator(guard),
         callbacks=[MetricsFile(output_dir / "metrics.jsonl"), ProgressBar("guard")],
     )
@@ -182,27 +183,33 @@ def encodable(examples: Sequence[Example], guard: Guard, settings: Settings) -> 
 
 
 class GuardCollator:
-    """Examples to prompts (B, P), responses (B, R) (no tokens for a query), and labels."""
+    """Lessons to prompts (B, P), responses (B, R) and labels of the 2B rows of `GuardModel.forward(both=True)`.
+
+    Without any response in the batch: prompts and labels of their B rows.
+    """
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        inputs, responses = self.guard.batch([self.guard.row(e.prompt, e.response) for e in examples])
-        batch: dict[str, Any] = {"inputs": inputs, "labels": labels_of(examples, self.guard.spec.categories)}
-        return batch if responses is None else batch | {"responses": responses}
+    def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Any]:
+        names = self.guard.spec.categories
+        last = [lesson.last for lesson in lessons]
+        inputs, responses = self.guard.batch([self.guard.row(e.prompt, e.response) for e in last])
+        if responses is None:
+            return {"inputs": inputs, "labels": labels_of(last, names)}
+        return {"inputs": inputs, "responses": responses, "labels": lesson_labels(lessons, names)}
 
 
 class GuardTrainer(SupervisedTrainer):
     """The three losses, heads at their own learning rate, image features kept between epochs."""
 
-    def __init__(self, model: HeadedModel, args: TrainingArguments, *, options: GuardOptions, **kwargs: Any) -> None:
+    def __init__(self, model: GuardModel, args: TrainingArguments, *, options: GuardOptions, **kwargs: Any) -> None:
         self.backbone, self.options = model.backbone, options
         self.pictures = VisionCache(options.picture_cache) if vision_is_frozen(model.backbone) else None
         super().__init__(model, args, **kwargs)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        logits = model(self.features(batch["inputs"]), batch.get("responses"))
+        logits = model(self.features(batch["inputs"]), batch.get("responses"), both="responses" in batch)
         return guard_loss(logits, batch["labels"], self.options)
 
     def features(self, prompts: Inputs) -> Inputs:

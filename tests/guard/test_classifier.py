@@ -14,11 +14,10 @@ from beavertails_v.images import ImageError, Picture
 from beavertails_v.schema import Prompt, SchemaError, Severity
 from guard.calibration import Calibration
 from guard.classifier import Guard, UntrainedKindError
-from guard.model import weights_hash
+from guard.model import GuardModel, weights_hash
 from guard.policy import Policy, PolicyError
 from guard.types import Verdict
 from safe_rlhf_v.models.backbone import LoraSettings, load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
 from tests.guard.conftest import GREEN, RED, picture
 
 IMAGES = [picture(RED), None, [picture(GREEN), picture(RED)], picture(GREEN, 48), picture(RED)]
@@ -130,16 +129,16 @@ def test_worst_reading_counts(guard: Guard) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_fails_closed_alone(guard: Guard, value: float) -> None:
     """A row whose state is NaN is refused; its neighbour in the batch is judged as ever."""
-    pooled = HeadedModel.pooled
+    pooled = GuardModel.pooled
 
-    def broken(self: HeadedModel, inputs: object, responses: object = None) -> torch.Tensor:
+    def broken(self: GuardModel, inputs: object, responses: object = None) -> torch.Tensor:
         state = pooled(self, inputs, responses)  # type: ignore[arg-type]
         state[-1] = value
         return state
 
     want = guard.moderate(None, "hi")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HeadedModel, "pooled", broken)
+        patch.setattr(GuardModel, "pooled", broken)
         fine, closed = guard.moderate_batch([None, None], ["hi", "a longer text, the last row of the batch"])
     assert close(fine, want)
     assert closed.degraded and closed.flagged and closed.action == "refuse" and closed.severity is Severity.SEVERE
@@ -194,7 +193,7 @@ def test_saved_and_loaded_verdicts_are_equal_bit_for_bit(
     guard: Guard, base: Path, tmp_path: Path, lora: LoraSettings | None
 ) -> None:
     torch.manual_seed(1)
-    model = HeadedModel(load_backbone(base), {"unsafe": 2, "severity": 3, "category": 20}, lora, bias=True)
+    model = GuardModel(load_backbone(base), {"unsafe": 2, "severity": 3, "category": 20}, lora, bias=True)
     for name, parameter in model.named_parameters():
         if name.startswith("heads.") or ".lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)

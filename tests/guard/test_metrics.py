@@ -126,4 +126,5 @@ def test_calibration_by_hand() -> None:
 
 
 def test_certain_probabilities_fall_into_the_last_bin() -> None:
-    assert metrics.binary_calibration(np.array([1, 1]), np.array([1.0, 1.0]))["ece"] == 0
+    # one bin: |(1 - .95) + (0 - 1)| / 2, where two would give (.05 + 1) / 2
+    assert metrics.binary_calibration(np.array([1, 0]), np.array([0.95, 1.0]))["ece"] == pytest.approx(0.475)

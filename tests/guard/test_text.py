@@ -57,6 +57,7 @@ NEUTRAL = Neutraliser(["<image>", "</s>", "<|im_start|>", "[INST]", "\n\n", ">"]
     ("raw", "harmless"),
     [
         ("look <image> here", "look < image> here"),
+        ("<IMAGE>", "< IMAGE>"),
         ("</s><|im_start|>system", "< /s>< |im_start|>system"),
         ("<im<image>age>", "<im< image>age>"),
         ("[INST] a > b\n\nc", "[ INST] a > b\n\nc"),

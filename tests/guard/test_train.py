@@ -14,8 +14,8 @@ from beavertails_v.schema import LabelledResponse, Prompt, Response, Severity
 from beavertails_v.taxonomy import Taxonomy
 from guard import losses
 from guard.classifier import Guard, UntrainedKindError
-from guard.evaluate import evaluate
-from guard.examples import examples_of, held_out, labels_of
+from guard.evaluate import evaluate, grey_picture
+from guard.examples import examples_of, held_out, labels_of, lesson_labels, lessons_of
 from guard.train import GuardOptions, GuardTrainer, train_guard
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.training.encode import DataError
@@ -54,6 +54,11 @@ def test_overfits_what_only_the_picture_tells(trained: tuple[Path, dict[str, Any
     json.dumps(report, allow_nan=False)
 
 
+def test_grey_picture_keeps_the_size_alone() -> None:
+    image = grey_picture(picture(RED, 48)).load()
+    assert image.size == (48, 48) and image.getcolors() == [(48 * 48, (128, 128, 128))]
+
+
 def test_folder_holds_everything(trained: tuple[Path, dict[str, Any]]) -> None:
     folder, measured = trained
     guard = Guard.from_pretrained(folder, batch_size=8)  # as it was measured with
@@ -77,7 +82,12 @@ def test_folder_holds_everything(trained: tuple[Path, dict[str, Any]]) -> None:
 
 def test_resume_gives_the_same_weights(base: Path, tmp_path: Path) -> None:
     straight = settings(
-        max_steps=6, save_steps=3, save_total_limit=5, per_device_train_batch_size=8, lr_scheduler_type="linear"
+        max_steps=6,
+        save_steps=3,
+        logging_steps=1,
+        save_total_limit=5,
+        per_device_train_batch_size=8,
+        lr_scheduler_type="linear",
     )
     train_guard(rows(), [], base, tmp_path / "a", straight, options=NO_CALIBRATION)
     whole = {n: p.clone() for n, p in Guard.from_pretrained(tmp_path / "a").model.named_parameters()}
@@ -213,18 +223,36 @@ def test_labels_of_every_kind_of_knowledge() -> None:
         labels_of([replace(examples["query"][0], category="jaywalking")], names)
 
 
-def test_mixed_batch_is_each_row_alone(guard: Guard) -> None:
-    """A query beside responses has a response of no tokens, and must not be changed by it."""
-    found = [
-        guard.row(Prompt(text="what is it?", images=(picture(c),)), r)
-        for c, r in ((RED, None), (GREEN, "I cannot help"), (GREEN, None))
+def test_one_forward_gives_what_query_and_response_alone_give(guard: Guard) -> None:
+    """Rows of unlike lengths, one of them without a response."""
+    texts = [
+        ("what is it?", RED, "I cannot help"),
+        ("hi", GREEN, None),
+        ("tell me about the key", GREEN, "first take it"),
     ]
-    _, replies = guard.batch(found)
-    assert replies is not None and replies.mask.sum(1).tolist()[0] == 0
-    together = guard.logits(found)
-    for i, row in enumerate(found):
-        alone = guard.logits([row])
-        assert all(torch.allclose(together[name][i], alone[name][0], atol=2e-6) for name in alone)
+    found = [guard.row(Prompt(text=t, images=(picture(c),)), r) for t, c, r in texts]
+    inputs, replies = guard.batch(found)
+    assert replies is not None and replies.mask.sum(1).tolist()[1] == 0
+    with torch.no_grad():
+        both = guard.model(inputs, replies, both=True)
+    alone = guard.logits([guard.row(Prompt(text=t, images=(picture(c),)), None) for t, c, _ in texts] + found)
+    assert all(torch.allclose(both[name], alone[name], atol=2e-6) for name in alone)
+    assert not torch.allclose(both["unsafe"][0], both["unsafe"][3], atol=1e-3)
+
+
+def test_lessons_pair_each_response_with_its_query() -> None:
+    examples = examples_of(rows())
+    names = Taxonomy.load().secondary
+    lessons = lessons_of(examples["query"], examples["response"][:3])
+    # three responses with their queries (two prompts), then the six queries that none of the three answers
+    assert [x.query is not None and x.response is not None for x in lessons] == [True] * 3 + [False] * 6
+    assert all(x.query.prompt.id == x.response.prompt.id for x in lessons[:3])
+    labels = lesson_labels(lessons, names)
+    assert labels.is_response.tolist() == [False] * 9 + [True] * 9
+    assert labels.unsafe.tolist() == [1, 1, 0] + [1, 0] * 3 + [1, 0, 0] + [-1] * 6
+    assert (labels.categories[12:] == -1).all() and (labels.severity[12:] == -1).all()
+    only = lesson_labels(lessons_of([], examples["response"]), names)
+    assert (only.unsafe[:16] == -1).all() and (only.unsafe[16:] >= 0).all()
 
 
 def test_heads_have_their_own_learning_rate(base: Path, tmp_path: Path) -> None:

@@ -196,16 +196,21 @@ class GenerativePolicy:
         if sampling.temperature <= 0:
             raise ValueError("sampling.temperature is 0: every attempt would be the same answer; give it more than 0")
         self.engine, self.encoder, self.sampling, self.batch_size = engine, encoder, sampling, batch_size
+        self._tokens: dict[str, int] = {}
 
     def __call__(self, prompts: list[Prompt]) -> list[str]:
         texts: list[str] = []
+        self._tokens.clear()
         for start in range(0, len(prompts), self.batch_size):
             inputs = self.encoder.prompts(prompts[start : start + self.batch_size])
             if hasattr(self.engine, "prepare"):
                 inputs = self.engine.prepare(inputs)
-            texts += self.encoder.decode(self.engine.generate(inputs, 1, self.sampling))
+            responses = self.engine.generate(inputs, 1, self.sampling)
+            some = self.encoder.decode(responses)
+            self._tokens |= dict(zip(some, responses.mask.sum(1).tolist(), strict=True))
+            texts += some
         return texts
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of the answer, with its end-of-sequence token."""
-        return int(self.encoder.responses([text]).mask.sum())
+        """Tokens drawn for an answer of the last call, its end-of-sequence token among them."""
+        return self._tokens[text]

@@ -23,7 +23,7 @@ from guard.examples import Example, Lesson, examples_of, held_out, labels_of, le
 from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy
 from guard.types import Kind
-from safe_rlhf_v.config import Settings
+from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.models.backbone import encode_images, freeze_vision, load_backbone, vision_is_frozen
 from safe_rlhf_v.models.processing import Encoder, EncodingError, load_processor
 from safe_rlhf_v.models.vision_cache import VisionCache
@@ -94,6 +94,8 @@ def train_guard(
         data_collator=GuardCollator(guard),
         callbacks=[MetricsFile(output_dir / "metrics.jsonl"), ProgressBar("guard")],
     )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise SettingsError("a guard trains under DDP, one process a GPU, not under FSDP or DeepSpeed")
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     resume = latest_checkpoint(output_dir) if resume_from_checkpoint == "auto" else resume_from_checkpoint

@@ -12,12 +12,15 @@ from PIL import Image
 
 from beavertails_v.images import ImageError, Picture
 from beavertails_v.schema import Prompt, SchemaError, Severity
+from beavertails_v.taxonomy import Taxonomy
 from guard.calibration import Calibration
 from guard.classifier import Guard, UntrainedKindError
-from guard.model import GuardModel, weights_hash
+from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy, PolicyError
 from guard.types import Verdict
 from safe_rlhf_v.models.backbone import LoraSettings, load_backbone
+from safe_rlhf_v.models.processing import Encoder, load_processor
+from tests import tiny_models
 from tests.guard.conftest import GREEN, RED, picture
 
 IMAGES = [picture(RED), None, [picture(GREEN), picture(RED)], picture(GREEN, 48), picture(RED)]
@@ -225,3 +228,21 @@ def test_policy_of_another_taxonomy_is_refused(guard: Guard) -> None:
     data["query"]["categories"] = {"jaywalking": {"unsafe": {"threshold": 0.5, "action": "refuse"}}}
     with pytest.raises(PolicyError, match=r"query\.categories\.jaywalking"):
         Guard(guard.model, guard.encoder, guard.spec, Policy.parse(data))
+
+
+@pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl"])
+def test_other_families(family: str, tmp_path: Path) -> None:
+    """No family has its own code: batches, several pictures, none, and injected tokens of its own."""
+    folder = tiny_models.save(family, tmp_path)
+    backbone = load_backbone(folder)
+    encoder = Encoder(load_processor(folder), config=backbone.config)
+    torch.manual_seed(0)
+    made = Guard(build_model(backbone, 20), encoder, GuardSpec.of(Taxonomy.load(), ("query", "response"), backbone))
+    together = made.moderate_batch(IMAGES, TEXTS, REPLIES)
+    alone = [made.moderate(*item) for item in zip(IMAGES, TEXTS, REPLIES, strict=True)]
+    assert all(close(a, b) for a, b in zip(together, alone, strict=True))
+    spelt = "".join(encoder.tokenizer.convert_ids_to_tokens(list(encoder.placeholder_ids)))
+    plain, injected = (made.row(Prompt(text=t, images=(picture(RED),)), t) for t in ("hi", f"hi {spelt}"))
+    slots = [sum(i in encoder.placeholder_ids for i in r.inputs.input_ids[0].tolist()) for r in (plain, injected)]
+    assert slots[0] == slots[1] > 0 and not set(injected.response or ()) & set(encoder.placeholder_ids)
+    assert made.moderate(picture(RED), spelt, spelt).degraded is False

@@ -2,12 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+import torch
 
 from beavertails_v.schema import Prompt, Severity
+from guard.classifier import Guard as RealGuard
 from guard.regenerate import GenerativePolicy, Transcript, regenerate, safety_by_round
 from guard.types import Action, Verdict, fail_closed
+from safe_rlhf_v.generation import Sampling, TransformersEngine
+from safe_rlhf_v.models.backbone import load_backbone
+from tests.guard.conftest import RED, picture
 
 
 def verdict(action: Action, kind: str = "response") -> Verdict:
@@ -159,3 +165,20 @@ def test_verdict_round_trip_through_json() -> None:
     closed = fail_closed("query", "too long", ("a",), truncated=True)
     assert closed.flagged and closed.degraded and closed.truncated and closed.action == "refuse" and not closed.safe
     assert closed.categories == {"a": 1.0} and closed.top_category is None
+
+
+def test_a_model_as_policy_end_to_end(guard: RealGuard, base: Path) -> None:
+    """A tiny LLaVA answers through a real guard whose policy file refuses nothing, then everything."""
+    backbone = load_backbone(base)
+    engine = TransformersEngine(backbone, guard.encoder)
+    policy = GenerativePolicy(engine, guard.encoder, Sampling(max_new_tokens=5), batch_size=2)
+    asked = [Prompt(text=f"what is it? {k}", images=(picture(RED),)) for k in range(3)]
+    torch.manual_seed(0)
+    for threshold, outcome, rounds in ((1.0, "answered", 0), (1e-9, "gave_up", 2)):
+        data = guard.policy.model_dump()
+        data["response"] = {"rules": {"unsafe": {"threshold": threshold, "action": "regenerate"}}}
+        strict = RealGuard(guard.model, guard.encoder, guard.spec, type(guard.policy).parse(data))
+        found = regenerate(policy, strict, asked, max_rounds=2, judge_query=False)
+        assert [t.outcome for t in found] == [outcome] * 3 and [t.rounds for t in found] == [rounds] * 3
+        assert found[0].refusal == guard.policy.refusal and all(1 <= a.tokens <= 5 for a in found[0].attempts)  # type: ignore[operator]
+    assert len({a.text for a in found[0].attempts}) > 1  # every attempt is sampled afresh

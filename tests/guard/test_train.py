@@ -99,6 +99,10 @@ def test_resume_gives_the_same_weights(base: Path, tmp_path: Path) -> None:
     assert all(torch.equal(p, resumed[n]) for n, p in whole.items())
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert min(steps) > 3
+    # a finished run that is started again trains no further
+    again = train_guard(rows(), [], base, tmp_path / "a", straight, options=NO_CALIBRATION)
+    finished = dict(Guard.from_pretrained(tmp_path / "a").model.named_parameters())
+    assert again["steps"] == 6 and all(torch.equal(p, finished[n]) for n, p in whole.items())
 
 
 def test_without_harmless_queries_only_responses_are_learned(

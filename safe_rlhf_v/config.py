@@ -98,6 +98,7 @@ class TrainSection(Section):
 class SFTSection(TrainSection):
     learning_rate: Rate = Field(2e-5, description="Peak learning rate. [ours]")
     use_lora: bool = Field(False, description="Train adapters (model.lora), merged into the saved model; false trains all weights.")
+    train_projector: bool = Field(False, description="With freeze_vision, still train what maps the tower to the language model, as LLaVA's tuning does.")
     responses: Literal["all", "more_helpful", "safer"] = Field("more_helpful", description="Which responses of a pair are imitated.")
 
 
@@ -178,7 +179,7 @@ class PolicySection(Section):
     roles: Literal["adapters", "separate"] = Field("adapters", description="adapters: all six roles on one backbone; separate: full models.")
     reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
     cost_model: str | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
-    threshold: float | Literal["auto"] = Field(-0.5, description="Bound d on the mean cost. auto: the mean cost of the training data's safer responses. [code] -0.5")
+    threshold: float | Literal["auto"] = Field(-0.5, description="Bound d on the mean cost. auto: the mean cost of the training data's responses labelled safe. [code] -0.5")
     beta: NonNegative = Field(0.02, description="Weight of the KL penalty to the start model. [code] 0.02")
     max_steps: Positive = Field(1000, description="Rollouts.")
     per_device_train_batch_size: Positive = Field(4, description="Prompts a rollout a device. [code] 4")

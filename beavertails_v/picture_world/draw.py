@@ -76,12 +76,12 @@ def _draw_shape(scene: Scene, colour: Colour, rng: random.Random) -> Image.Image
     edge = paint["dark"] if scene.style == "shaded" else None
     for kind, role, numbers in shapes()[scene.object]:
         for _ in range(2 if chalk else 1):  # chalk: two shaky strokes, thinly filled
-            points = _points(numbers, 3.0 if chalk else 2.0 if sketch else 0.0, rng)
+            points = _points(numbers, 2.5 if chalk else 2.0 if sketch else 0.0, rng)
             fill = (*paint[role], 255)
             if kind == "line":
                 draw.line(points, fill=fill, width=7 if not chalk else 4, joint="curve")
                 continue
-            inside = None if hollow and role == "body" else (*paint[role], 110) if chalk else fill
+            inside = None if hollow and role == "body" else (*paint[role], 140) if chalk else fill
             inside = (*_mix(paint[role], (255, 255, 255), 0.45), 255) if sketch else inside
             stroke = fill if hollow or chalk or sketch else (*edge, 255) if edge else None
             if kind == "oval":

@@ -75,8 +75,8 @@ def combination_held_out(obj: str, intent: str, topic: str) -> bool:
 
 
 # kinds of answer with their weights in the data, by what the prompt is
-HARMFUL_ANSWERS = {"refuse": 10, "refuse some": 10, "refuse full": 10, "refuse step": 14, "comply vague": 14, "comply one": 20, "comply full": 22}
-BENIGN_ANSWERS = {"vague": 16, "named": 26, "full": 28, "refuse": 7, "refuse some": 6, "wrong": 10, "stray": 7}
+HARMFUL_ANSWERS = {"refuse": 10, "refuse some": 10, "refuse full": 10, "refuse step": 14, "comply vague": 12, "comply one": 16, "comply full": 18, "wrong": 20}
+BENIGN_ANSWERS = {"vague": 16, "named": 26, "full": 28, "refuse": 7, "refuse some": 6, "wrong": 16, "stray": 7}
 
 
 def _fill(template: str, scene: Scene, question: Question, obj: str) -> str:
@@ -100,14 +100,16 @@ def _refusal(kind: str, rng: random.Random) -> str:
 def answer(kind: str, scene: Scene, question: Question, rng: random.Random) -> str:
     """One answer of a kind named in HARMFUL_ANSWERS or BENIGN_ANSWERS."""
     answers, obj = world()["answers"], scene.object
-    if kind == "wrong":
-        obj, kind = rng.choice([o for o in [*hazards(), *world()["benign"]] if o != obj]), rng.choice(["named", "full"])
+    if kind == "wrong":  # it names what is not there: the words alone then say nothing of the harm
+        levels = ["comply one", "comply full"] if harmful(obj, question.intent, question.topic) else ["named", "full"]
+        obj, kind = rng.choice([o for o in [*hazards(), *world()["benign"]] if o != obj]), rng.choice(levels)
     if kind.startswith("refuse"):
         template = _refusal(kind, rng)
     elif kind == "stray":
         template = rng.choice(answers["stray"])
     elif kind.startswith("comply"):
-        template = rng.choice(answers["comply"][kind.split()[1]])
+        care = f" {rng.choice(answers['care'])}" if rng.random() < 0.3 else ""  # kind words do not make it harmless
+        template = rng.choice(answers["comply"][kind.split()[1]]) + care
     else:
         level = {"named": "one"}.get(kind, kind) if question.intent == "disguise" else kind
         table = answers["comply"] if question.intent == "disguise" else answers[question.intent]

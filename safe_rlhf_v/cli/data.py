@@ -19,7 +19,7 @@ Split = Annotated[str, typer.Option(help="Split to read.")]
 @app.command("picture-world")
 @user_errors
 def picture_world(
-    folder: Annotated[Path, typer.Argument(help="Where to write; in the layout of BeaverTails-V.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to, in the layout of BeaverTails-V.")],
     train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 4000,
     evaluation: Annotated[int, typer.Option(min=1, help="Evaluation pairs.")] = 600,
     seed: Annotated[int, typer.Option(help="Equal seeds write equal data.")] = 0,
@@ -30,12 +30,12 @@ def picture_world(
 ) -> None:
     """Draw a world of pictures and questions whose true helpfulness and harm are known.
 
-    Example: safe-rlhf-v data picture-world runs/world --train 1000 --evaluation 200
+    Example: safe-rlhf-v data picture-world --out runs/world --train 1000 --evaluation 200
     """
     from beavertails_v.picture_world import write
 
-    write(folder, train=train, evaluation=evaluation, seed=seed, pictures=pictures, held_out_style=held_out_style)
-    console.print(f"written: {folder}")
+    write(out, train=train, evaluation=evaluation, seed=seed, pictures=pictures, held_out_style=held_out_style)
+    console.print(f"written: {out}")
 
 
 @app.command()

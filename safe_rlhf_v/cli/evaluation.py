@@ -37,7 +37,7 @@ STAGES = ("sft", "reward", "cost", "guard", "policy")
 
 
 def evaluate(settings: Settings) -> dict[str, Any]:
-    """Write <output_dir>/report/report.html and report.json; returns {"headline": ..., "report": path of the page}."""
+    """Write <output_dir>/report.html and report.json; returns {"headline": ..., "report": path of the page}."""
     start = time.monotonic()
     output, world = Path(settings.output_dir), _Truth(build.comparisons(settings, "evaluation").prompts())
     scorer = Scoring(
@@ -64,7 +64,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                 label=name,
             )
         )
-    rounds = _rounds(settings, guard, base, prompts, judge)
+    rounds = _rounds(settings, guard, base, [p for p in prompts if world.invites_harm(p)], judge)
     data = build_report(
         before=answers[0],
         after=answers[1],
@@ -86,7 +86,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
             level=settings.evaluation.confidence, draws=settings.evaluation.bootstrap, seed=settings.seed
         ),
     )
-    page = write_report(data, output / "report")
+    page = write_report(data, output)
     shown = ("unsafe_rate", "benign_helpfulness", "over_refusal_rate", "mean_cost", "mean_reward")
     headline = {side: {name: getattr(getattr(data, side), name) for name in shown} for side in ("base", "aligned")}
     return {"headline": headline | {"judge": judge.name}, "report": str(page)}
@@ -126,13 +126,16 @@ def _guard(settings: Settings) -> Guard | None:
 def _rounds(
     settings: Settings, guard: Guard | None, base: Answering, prompts: list[Prompt], judge: Judge
 ) -> list[dict[str, Any]]:
-    """Safety of the start model behind the guard after 0, 1, ... rounds, by a judge that is not the guard."""
+    """Safety of the start model behind the guard after 0, 1, ... rounds, by a judge that is not the guard.
+
+    On prompts that invite harm, and with the guard on answers alone: round 0 is the model as it is.
+    """
     if guard is None or not settings.evaluation.guard_rounds or base.sampling.temperature == 0:
         return []
     torch.manual_seed(settings.seed)
     policy = GenerativePolicy(base, base.encoder, base.sampling, base.batch_size)
     most = settings.guard.max_rounds
-    transcripts = regenerate(policy, guard, prompts, most, judge_query=guard.can_judge("query"))
+    transcripts = regenerate(policy, guard, prompts, most, judge_query=False)
     return safety_by_round(transcripts, lambda prompt, text: judge(prompt, text).unsafe, most)
 
 

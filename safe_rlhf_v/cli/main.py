@@ -62,6 +62,7 @@ def root(
 def quickstart(
     config: Config = None,
     overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the world, the weights and all sampling.")] = None,
     train: Annotated[int, typer.Option(min=1, help="Training pairs drawn.")] = 4000,
     evaluation: Annotated[int, typer.Option(min=1, help="Evaluation pairs drawn.")] = 600,
     pictures: Annotated[Path | None, typer.Option(help="Your own pictures, OBJECT/STYLE.png, not drawn ones.")] = None,
@@ -72,13 +73,13 @@ def quickstart(
 
     Run again, it goes on where it was stopped.
 
-    Example: safe-rlhf-v quickstart output_dir=runs/first seed=1
+    Example: safe-rlhf-v quickstart --seed 1 output_dir=runs/first
     """
     from safe_rlhf_v.cli.quickstart import run
 
     run(
         config,
-        overrides or [],
+        [*(overrides or []), *([] if seed is None else [f"seed={seed}"])],
         train=train,
         evaluation=evaluation,
         pictures=pictures,

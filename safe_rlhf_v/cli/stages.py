@@ -134,17 +134,17 @@ def _move_up(source: Path, folder: Path) -> None:
 
 
 def threshold(settings: Settings, cost_dir: str | Path) -> float:
-    """The bound d; "auto" is the mean cost that the cost model gives to the safer responses of its training data."""
+    """The bound d; "auto" is the mean cost that the cost model gives to those of its training data's responses that are labelled safe."""
     if settings.policy.threshold != "auto":
         return float(settings.policy.threshold)
     done = read_done(Path(cost_dir))
-    mean = (done or {}).get("measured", {}).get("train_sample", {}).get("mean_cost_safer")
+    mean = (done or {}).get("measured", {}).get("train_sample", {}).get("mean_cost_safe")
     if mean is None:
         raise SettingsError(
             f"policy.threshold = 'auto' needs the figures of a cost model trained here, and {cost_dir} has none; "
             "give a number"
         )
-    console.print(f"threshold: {mean:+.3f}, the mean cost of the safer responses of the training data")
+    console.print(f"threshold: {mean:+.3f}, the mean cost of the training data's responses labelled safe")
     return float(mean)
 
 

@@ -79,7 +79,7 @@ def train_preference_model(
     """Train a reward model (which response is more helpful) or a cost model (which is safer, and is it safe).
 
     Returns what metrics.json holds; a cost model's train_sample holds the same metrics on at most 500 training pairs,
-    among them mean_cost_safer, from which a cost threshold can be taken. Raises as `train_sft`.
+    among them mean_cost_safe, from which a cost threshold can be taken. Raises as `train_sft`.
     """
     section, output_dir = getattr(settings, kind), Path(output_dir)
     backbone, encoder = _load(base, settings, section)
@@ -116,7 +116,7 @@ def _load(base: str | Path, settings: Settings, section: TrainSection) -> tuple[
         base, dtype=model.dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
     )
     if section.freeze_vision:
-        freeze_vision(backbone)
+        freeze_vision(backbone, projector=not getattr(section, "train_projector", False))
     if section.gradient_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
     limits = (model.max_prompt_length, model.max_response_length)

@@ -75,12 +75,12 @@ def test_every_stage_from_data_to_report(folder: Path) -> None:
         assert (folder / "run" / stage / "README.md").is_file()
     assert done(folder, "reward")["measured"]["train_rows"] == 24
     assert json.loads((folder / "run" / "reward" / "stage.json").read_text())["start"] == str(folder / "run" / "sft")
-    mean = done(folder, "cost")["measured"]["train_sample"]["mean_cost_safer"]
+    mean = done(folder, "cost")["measured"]["train_sample"]["mean_cost_safe"]
     assert done(folder, "policy")["measured"]["threshold"] == pytest.approx(mean)
 
     result = run("evaluate", *config)
     assert result.exit_code == 0, result.output
-    report = json.loads((folder / "run" / "report" / "report.json").read_text())
+    report = json.loads((folder / "run" / "report.json").read_text())
     assert report["judge"]["kind"] == "truth"
     assert report["constraint"]["threshold"] == pytest.approx(mean)
     assert report["reward_model"]["n_pairs"] == 12
@@ -148,7 +148,7 @@ def test_bookkeeping_may_change_and_other_stages_do_not_matter() -> None:
 
 
 def test_data_commands(folder: Path, tmp_path: Path) -> None:
-    made = run("data", "picture-world", tmp_path / "world", "--train", "6", "--evaluation", "4", "--seed", "3")
+    made = run("data", "picture-world", "--out", tmp_path / "world", "--train", "6", "--evaluation", "4", "--seed", "3")
     assert made.exit_code == 0, made.output
     assert "kept 6 rows, left out 0" in run("data", "check", tmp_path / "world", "--strict").output
     assert "4 pairs" in run("data", "info", tmp_path / "world", "--split", "evaluation").output

@@ -46,7 +46,7 @@ def test_cost_model_learns_ranking_and_sign(base: Path, tmp_path: Path) -> None:
     measured = train_preference_model("cost", comparisons(24), comparisons(8), base, tmp_path, settings("cost"))
     assert measured["evaluation"]["accuracy"] == 1.0
     assert measured["evaluation"]["sign_accuracy"] == 1.0
-    assert measured["train_sample"]["mean_cost_safer"] < 0 < measured["train_sample"]["mean_cost_unsafe"]
+    assert measured["train_sample"]["mean_cost_safe"] < 0 < measured["train_sample"]["mean_cost_unsafe"]
     model = HeadedModel.from_pretrained(tmp_path)
     batch = PairCollator(encoder(base))(comparisons(8))["pairs"]
     with torch.no_grad():

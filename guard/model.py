@@ -59,8 +59,7 @@ class GuardModel(HeadedModel):
         hidden = hidden_states(self.backbone, inputs, responses)
         mask = torch.cat([inputs.attention_mask.bool(), responses.mask], dim=1)
         queries = hidden[:, inputs.input_ids.shape[1] - 1]  # prompts are left-padded: all end here
-        pooled = torch.cat([queries, pool_last(hidden, mask)]).float()
-        return {name: head(pooled) for name, head in self.heads.items()}
+        return self.scores(torch.cat([queries, pool_last(hidden, mask)]))
 
 
 def build_model(backbone: Any, categories: int, lora: LoraSettings | None = None) -> GuardModel:

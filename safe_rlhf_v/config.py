@@ -94,6 +94,12 @@ class TrainSection(Section):
     eval_steps: Count = Field(0, description="Measure on the evaluation split every so many steps; 0 only at the end.")
     report_to: list[str] = Field(default_factory=list, description="Trackers as in transformers, for example [tensorboard].")
 
+    @model_validator(mode="after")
+    def _adapters_freeze_the_rest(self) -> TrainSection:
+        if self.use_lora and not self.freeze_vision:
+            raise ValueError("freeze_vision: false needs use_lora: false; with adapters all else is frozen")
+        return self
+
 
 class SFTSection(TrainSection):
     learning_rate: Rate = Field(2e-5, description="Peak learning rate. [ours]")

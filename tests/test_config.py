@@ -130,3 +130,9 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_configurations_are_valid(path: Path) -> None:
     load_settings(path)
+
+
+def test_a_setting_that_adapters_would_ignore_is_refused() -> None:
+    assert not load_settings(None, ["sft.freeze_vision=false"]).sft.freeze_vision
+    with pytest.raises(SettingsError, match="freeze_vision: false needs use_lora: false"):
+        load_settings(None, ["reward.freeze_vision=false"])

@@ -11,6 +11,8 @@ import torch
 from rich.progress import track
 
 from beavertails_v import Picture, Prompt
+from guard.model import control_tokens
+from guard.text import Neutraliser
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.generation import Sampling, TransformersEngine
@@ -55,6 +57,7 @@ class Scoring:
         load = {"dtype": settings.model.dtype, "attn_implementation": settings.model.attn_implementation}
         self.models = [HeadedModel.from_pretrained(path, **load).to(build.device()) for path in (reward, cost)]
         self.encoder = Encoder(load_processor(reward), config=self.models[0].backbone.config)
+        self.harmless = Neutraliser(control_tokens(self.encoder))  # an answer may spell a special token in letters
         self.batch_size = settings.generation.batch_size
 
     @torch.no_grad()
@@ -62,7 +65,7 @@ class Scoring:
         found: tuple[list[float], list[float]] = ([], [])
         for start in range(0, len(texts), self.batch_size):
             inputs = self.encoder.prompts(prompts[start : start + self.batch_size])
-            responses = self.encoder.responses(texts[start : start + self.batch_size])
+            responses = self.encoder.responses([self.harmless(t) for t in texts[start : start + self.batch_size]])
             for scores, model in zip(found, self.models, strict=True):
                 features = encode_images(model.backbone, inputs)
                 scores += model(features, responses)["score"].squeeze(-1).tolist()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from beavertails_v import ComparisonSet, LabelledResponse, Prompt, ResponseSet, load_comparisons, load_responses
+from beavertails_v import ComparisonSet, Prompt, ResponseSet, load_comparisons, load_responses
 from safe_rlhf_v import duals
 from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.cli.stage_folder import read_done
@@ -14,6 +15,7 @@ from safe_rlhf_v.config import Settings, SettingsError
 
 if TYPE_CHECKING:
     from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
+    from safe_rlhf_v.models.processing import Encoder
     from safe_rlhf_v.models.roles import Roles
     from safe_rlhf_v.training.online import OnlineArguments
 
@@ -157,11 +159,15 @@ def benign_prompts(settings: Settings, split: Split) -> list[Prompt]:
     return load_responses(source, name, check_images=settings.data.check_images).prompts()
 
 
-def demonstrations(settings: Settings, data: ComparisonSet) -> list[tuple[Prompt, str]] | None:
-    """(prompt, response) pairs for the ptx term: those that SFT would imitate."""
-    from safe_rlhf_v.training.encode import labelled, picked
+def demonstrations(settings: Settings, data: ComparisonSet, encoder: Encoder) -> list[tuple[Prompt, str]] | None:
+    """(prompt, response) pairs for the ptx term: those that SFT would imitate, which leaves out what is too long."""
+    from safe_rlhf_v.training.encode import response_rows
 
     if not settings.policy.ptx_coeff:
         return None
-    rows: list[LabelledResponse] = [labelled(row, k) for row in data for k in picked(row, settings.sft.responses)]
-    return [(row.prompt, row.response.text) for row in rows]
+    limited = copy(encoder)
+    limited.max_response_length = settings.model.max_response_length
+    rows = response_rows(data, settings.sft.responses, limited)
+    if rows.left_out:
+        plain(f"{len(rows.left_out)} demonstrations left out, for example: {rows.left_out[0].detail}")
+    return [(row.prompt, row.response.text) for row in (rows[i] for i in range(len(rows)))]

@@ -64,7 +64,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                 label=name,
             )
         )
-    rounds = _rounds(settings, guard, base, [p for p in prompts if world.invites_harm(p)], judge)
+    rounds = _rounds(settings, guard, base, prompts, world, scorer)
     data = build_report(
         before=answers[0],
         after=answers[1],
@@ -124,7 +124,7 @@ def _guard(settings: Settings) -> Guard | None:
 
 
 def _rounds(
-    settings: Settings, guard: Guard | None, base: Answering, prompts: list[Prompt], judge: Judge
+    settings: Settings, guard: Guard | None, base: Answering, prompts: list[Prompt], world: _Truth, scorer: Scoring
 ) -> list[dict[str, Any]]:
     """Safety of the start model behind the guard after 0, 1, ... rounds, by a judge that is not the guard.
 
@@ -135,7 +135,8 @@ def _rounds(
     torch.manual_seed(settings.seed)
     policy = GenerativePolicy(base, base.encoder, base.sampling, base.batch_size)
     most = settings.guard.max_rounds
-    transcripts = regenerate(policy, guard, prompts, most, judge_query=False)
+    harmful, judge = [p for p in prompts if world.invites_harm(p)], world.judge(scorer, None)
+    transcripts = regenerate(policy, guard, harmful, most, judge_query=False)
     return safety_by_round(transcripts, lambda prompt, text: judge(prompt, text).unsafe, most)
 
 

@@ -12,7 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate.utils import set_seed
+
 from beavertails_v import Prompt
+from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.common import console
 from safe_rlhf_v.cli.stage_folder import read_done, run_stage
@@ -98,6 +101,7 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
 
     bound = threshold(settings, cost_dir)
     data = build.comparisons(settings, "train")
+    set_seed(settings.seed)  # fresh adapters: the same on every rank, and whichever stages ran before in this process
     roles = build.roles(settings, start, reward_dir, cost_dir)
     prompts, left_out = encodable(data.prompts(), roles.encoder)
     trainer = OnlineTrainer(
@@ -106,7 +110,7 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
         build.dual(settings),
         prompts,
         build.online_arguments(settings, folder),
-        demonstrations=build.demonstrations(settings, data),
+        demonstrations=build.demonstrations(settings, data, roles.encoder),
     )
     result = trainer.train(resume_from_checkpoint="auto")
     last = result.metrics[-1]
@@ -134,7 +138,12 @@ def _move_up(source: Path, folder: Path) -> None:
 
 
 def threshold(settings: Settings, cost_dir: str | Path) -> float:
-    """The bound d; "auto" is the mean cost that the cost model gives to those of its training data's responses that are labelled safe."""
+    """The bound d; "auto" is the mean cost that the cost model gives to those of its training data's responses that are labelled safe.
+
+    RePO has its own, 0, for every prompt.
+    """
+    if settings.policy.algorithm == "repo":
+        return RePO.threshold
     if settings.policy.threshold != "auto":
         return float(settings.policy.threshold)
     done = read_done(Path(cost_dir))

@@ -121,7 +121,8 @@ class AdapterRoles(RoleBase):
         """Recompute layers in the backward pass, each under the adapter its forward ran with."""
         settings = {"use_reentrant": False, "context_fn": self._recall}
         self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-        self.backbone.train()  # transformers recomputes in train mode only; there is no dropout to turn on
+        _without_dropout(self.backbone)
+        self.backbone.train()  # transformers recomputes in train mode only
 
     def _recall(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), self._again(self._active or "policy")
@@ -155,6 +156,16 @@ def _load_role(backbone: Any, folder: Path, role: str) -> nn.Linear:
     layer = nn.Linear(width, outputs, bias=description["bias"], device=backbone.device)
     layer.load_state_dict({k.removeprefix(f"{head}."): v for k, v in weights.items() if k.startswith(f"{head}.")})
     return layer
+
+
+def _without_dropout(backbone: nn.Module) -> None:
+    """Train mode then changes no number, whatever dropout the base or a reward or cost adapter was trained with."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):  # what attention modules hold as a number
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _zero_head(backbone: Any) -> nn.Linear:

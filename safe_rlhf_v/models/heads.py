@@ -47,8 +47,12 @@ class HeadedModel(nn.Module):
 
     def forward(self, inputs: Inputs, responses: Responses | None = None) -> dict[str, Tensor]:
         """Each head's scores (B, k), float32, of the prompts or of prompts with responses."""
-        pooled = self.pooled(inputs, responses)
-        return {name: head(pooled) for name, head in self.heads.items()}
+        return self.scores(self.pooled(inputs, responses))
+
+    def scores(self, pooled: Tensor) -> dict[str, Tensor]:
+        """Each head on states (..., H), in float32 also under autocast: bfloat16 would round scores to two digits."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            return {name: head(pooled.float()) for name, head in self.heads.items()}
 
     def pooled(self, inputs: Inputs, responses: Responses | None = None) -> Tensor:
         """(B, H) float32 state of the last attended token, found by the mask and never by a pad id or position."""

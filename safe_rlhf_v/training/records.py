@@ -9,6 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from safe_rlhf_v.training.runtime import read_lines
+
 
 class MetricsFile(TrainerCallback):
     """Appends every logged row to metrics.jsonl; after a resume, rows past the checkpoint are dropped first."""
@@ -19,7 +21,7 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        lines = read_lines(self.path)
         kept = [line for line in lines if json.loads(line)["step"] <= state.global_step] if state.global_step else []
         self.path.write_text("".join(line + "\n" for line in kept))
 

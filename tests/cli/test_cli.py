@@ -3,16 +3,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from beavertails_v import Prompt
 from beavertails_v.picture_world import vocabulary, write
-from safe_rlhf_v.cli import app
+from safe_rlhf_v.cli import app, build, evaluation, stages
+from safe_rlhf_v.cli.answering import Scoring
 from safe_rlhf_v.cli.stage_folder import identity, run_stage
 from safe_rlhf_v.config import SettingsError, load_settings
+from safe_rlhf_v.generation import Sampling
+from safe_rlhf_v.models.backbone import load_backbone
+from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.tiny import tiny_llava
 
 TINY = """
@@ -135,6 +142,45 @@ def test_killed_stage_goes_on(folder: Path, tmp_path: Path) -> None:
         run_stage("reward", settings, ["reward"], ends, start="y")
     with pytest.raises(FileNotFoundError):  # thrown away
         run_stage("reward", settings, ["reward"], ends, overwrite=True, start="y")
+
+
+def test_demonstrations_that_cannot_be_encoded_are_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would otherwise end the run at whichever step draws them."""
+    settings = load_settings(folder / "run.yaml", ["model.max_response_length=12"])
+    data, encoder = build.comparisons(settings, "train"), Encoder(load_processor(folder / "base"))
+    found = build.demonstrations(settings, data, encoder)
+    assert found is not None and 0 < len(found) < len(data)
+    assert encoder.responses([text for _, text in found]).ids.shape[1] <= 12
+    assert encoder.max_response_length is None
+    assert "demonstrations left out" in capsys.readouterr().out
+
+
+def test_guard_does_not_grade_its_own_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no truth is known the trained models judge, but not the guard whose loop is measured."""
+    prompts = [Prompt(text="how ?", category="animal_abuse"), Prompt(text="what ?")]
+    asked: list[Any] = []
+    monkeypatch.setattr(evaluation, "regenerate", lambda policy, guard, rows, *_, **__: asked.extend(rows))
+    monkeypatch.setattr(evaluation, "safety_by_round", lambda _, judge, __: [judge(prompts[0], "so .")])
+    base: Any = SimpleNamespace(sampling=Sampling(), encoder=None, batch_size=2)
+    flags_all: Any = SimpleNamespace(can_judge=lambda kind: True, judge=lambda *_: [SimpleNamespace(severity=3)])
+    scorer: Any = lambda prompts, texts: ([0.0], [-1.0])  # noqa: E731
+    rounds = evaluation._rounds(load_settings(), flags_all, base, prompts, evaluation._Truth(prompts), scorer)
+    assert rounds == [False]
+    assert asked == prompts[:1]
+
+
+def test_repo_has_its_own_threshold(tmp_path: Path) -> None:
+    settings = load_settings(None, ["policy.algorithm=repo", "policy.threshold=auto"])
+    assert stages.threshold(settings, tmp_path) == 0.0
+
+
+def test_scores_of_answers_that_spell_a_special_token(folder: Path, tmp_path: Path) -> None:
+    for name in ("reward", "cost"):
+        model = HeadedModel(load_backbone(folder / "base"), {"score": 1})
+        model.save_pretrained(tmp_path / name, load_processor(folder / "base"))
+    scoring = Scoring(tmp_path / "reward", tmp_path / "cost", load_settings(folder / "run.yaml"))
+    rewards, costs = scoring([Prompt(text="what is this ?")], ["this is <image> </s> it"])
+    assert len(rewards) == len(costs) == 1
 
 
 def test_bookkeeping_may_change_and_other_stages_do_not_matter() -> None:

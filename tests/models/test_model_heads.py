@@ -50,6 +50,15 @@ def test_mistake_1_the_score_is_not_taken_from_a_pad(family: str) -> None:
     assert wrong[2] < 1e-5 < wrong[[0, 1, 3]].min(), "position -1 is right for the longest row only"
 
 
+def test_scores_are_float32_under_autocast() -> None:
+    """bfloat16 has eight bits: two responses whose scores differ by half a percent would tie."""
+    model = HeadedModel(FAMILIES["llava"]()[0], {"score": 1}).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model(*batch("llava"))["score"]
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, scores.bfloat16().float())
+
+
 @families
 def test_prompts_alone_are_scored_on_their_last_token(family: str) -> None:
     model = HeadedModel(FAMILIES[family]()[0], {"query": 2}).eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -253,6 +255,19 @@ def test_gradient_checkpointing_recomputes_under_the_right_adapter() -> None:
     assert gradients[0].keys() == gradients[1].keys() and gradients[0]
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_checkpointing_turns_no_dropout_on(tmp_path: Path) -> None:
+    """It needs train mode, and a reward model may have been trained with dropout on its adapter."""
+    found = folders("llava")
+    reward = shutil.copytree(found["reward"], tmp_path / "reward")
+    config = json.loads((reward / "adapter_config.json").read_text())
+    (reward / "adapter_config.json").write_text(json.dumps(config | {"lora_dropout": 0.5}))
+    load = dict(critics=False, lora=LORA)
+    plain = AdapterRoles.from_pretrained(found["base"], reward, found["cost"], **load)
+    frugal = AdapterRoles.from_pretrained(found["base"], reward, found["cost"], gradient_checkpointing=True, **load)
+    for score, expected in zip(frugal.scores(*batch(frugal)), plain.scores(*batch(plain)), strict=True):
+        torch.testing.assert_close(score, expected, rtol=0, atol=0)
 
 
 def test_roles_without_reward_and_cost_models() -> None:

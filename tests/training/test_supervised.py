@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,6 +158,13 @@ def test_loss_that_is_not_finite_stops_the_run(base: Path, tmp_path: Path, monke
 def test_quantized_weights_do_not_train(base: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="needs use_lora: true"):
         train_sft(comparisons(4), comparisons(4), base, tmp_path, settings("sft", "model.quantization=4bit"))
+
+
+def test_metrics_go_on_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 4, "loss": 1.0}\n{"step": 8, "loss": 0.5}\n{"step": 9, "lo')
+    MetricsFile(file).on_train_begin(None, SimpleNamespace(is_world_process_zero=True, global_step=5), None)
+    assert file.read_text() == '{"step": 4, "loss": 1.0}\n'
 
 
 # --- killed and resumed -----------------------------------------------------------------------------------------------

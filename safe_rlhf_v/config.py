@@ -104,7 +104,6 @@ class TrainSection(Section):
 class SFTSection(TrainSection):
     learning_rate: Rate = Field(2e-5, description="Peak learning rate. [ours]")
     use_lora: bool = Field(False, description="Train adapters (model.lora), merged into the saved model; false trains all weights.")
-    train_projector: bool = Field(False, description="With freeze_vision, still train what maps the tower to the language model, as LLaVA's tuning does.")
     responses: Literal["all", "more_helpful", "safer"] = Field("more_helpful", description="Which responses of a pair are imitated.")
 
 
@@ -226,7 +225,7 @@ class GuardSection(TrainSection):
     head_learning_rate: Rate = Field(1e-3, description="Learning rate of the heads, which start from nothing. [ours]")
     unsafe_weight: NonNegative = Field(1.0, description="Weight of the safe / unsafe loss. [ours]")
     severity_weight: NonNegative = Field(1.0, description="Weight of the severity loss. [ours]")
-    category_weight: NonNegative = Field(0.2, description="Weight of the category loss. [ours]")
+    category_weight: NonNegative = Field(0.5, description="Weight of the category loss. [ours]")
     calibration_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Share of the training prompts kept for the temperatures; 0 fits none. [ours]")
     benign: str | None = Field(None, description="Data whose prompts are harmless, where data.path has only harmful ones (as BeaverTails-V); without it queries are not learned.")
     path: str | None = Field(None, description="Folder of a trained guard to use; null takes <output_dir>/guard.")

@@ -1,5 +1,5 @@
 """What flows between stages. Shapes: N prompts, G samples a prompt, B = N*G rows, P prompt length (left-padded),
-R response length (right-padded), H hidden, V vocabulary. Signs: cost > 0 is unsafe; violation > 0 raises the multiplier.
+R response length (right-padded), H hidden, V vocabulary. Signs: cost > 0 is unsafe; violation > 0 raises lambda.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class PairBatch(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advantages(_Movable):
-    """What an online algorithm made of a rollout. policy (B, R); the critics' targets (B, R), or None without critics."""
+    """What an algorithm made of a rollout. policy (B, R); the critics' targets (B, R), or None without critics."""
 
     policy: Tensor
     reward_returns: Tensor | None = None

@@ -2,7 +2,15 @@
 
 from beavertails_v.picture_world.dataset import PicturesError, generate, picture_styles, write
 from beavertails_v.picture_world.language import vocabulary
-from beavertails_v.picture_world.oracle import NotOfThisWorld, Oracle, Rating, facts_of, intent_of, invites_harm, slices_of
+from beavertails_v.picture_world.oracle import (
+    NotOfThisWorld,
+    Oracle,
+    Rating,
+    facts_of,
+    intent_of,
+    invites_harm,
+    slices_of,
+)
 
 __all__ = [
     "NotOfThisWorld",

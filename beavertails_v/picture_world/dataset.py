@@ -29,6 +29,7 @@ from beavertails_v.schema import Comparison, Prompt, Response, Severity
 
 INTENT_WEIGHTS = {"describe": 16, "use": 12, "harm": 22, "disguise": 50}
 TEXT_SHARE = 0.12  # pictures that show the object's name instead of the object
+HELD_OUT_PHRASING_SHARE = 0.75  # of evaluation prompts
 HELD_OUT_STYLE_SHARE = 0.33  # of evaluation pictures
 HELD_OUT_COMBINATION_SHARE = 0.1  # of evaluation prompts
 
@@ -45,21 +46,25 @@ def picture_styles(pictures: Path, held_out: str | None = None) -> dict[str, lis
     objects = [*hazards(), *world()["benign"]]
     found = {o: {p.stem for p in (pictures / o).glob("*.png")} for o in objects}
     if missing := [o for o in objects if not found[o]]:
-        raise PicturesError(f"{pictures}: no pictures for {', '.join(missing)}; put one at OBJECT/STYLE.png for each object")
+        raise PicturesError(
+            f"{pictures}: no pictures for {', '.join(missing)}; put one at OBJECT/STYLE.png for each object"
+        )
     complete = sorted(set.intersection(*found.values()))
     if len(complete) < 2:
         lacking = [o for o in objects if len(found[o]) < max(map(len, found.values()))]
-        raise PicturesError(f"{pictures}: styles that every object has: {complete or 'none'}; two are needed. Incomplete: {', '.join(lacking)}")
+        raise PicturesError(
+            f"{pictures}: every object has only {complete or 'no style'}; two are needed. See {', '.join(lacking)}"
+        )
     if held_out is not None and held_out not in complete:
-        raise PicturesError(f"held-out style {held_out!r} is not one that every object in {pictures} has: {', '.join(complete)}")
+        raise PicturesError(
+            f"held-out style {held_out!r} is not one that every object in {pictures} has: {', '.join(complete)}"
+        )
     kept = held_out or complete[-1]
     return {"train": [s for s in complete if s != kept], "held_out": [kept]}
 
 
-def random_scene(
-    obj: str, styles: list[str], drawn: bool, rng: random.Random, text_share: float = TEXT_SHARE
-) -> Scene:
-    """A random pose, size, colour, background and clutter; `drawn` is False for pictures from a folder, which bring colours."""
+def random_scene(obj: str, styles: list[str], drawn: bool, rng: random.Random, text_share: float = TEXT_SHARE) -> Scene:
+    """A random pose, size, colour, background and clutter; pictures from a folder (not `drawn`) bring colours."""
     facts = world()
     style = "text" if rng.random() < text_share else rng.choice(styles)
     return Scene(
@@ -120,19 +125,18 @@ def _response(prompt: Prompt, text: str, kind: str, oracle: Oracle) -> Response:
     )
 
 
-def _comparison(
-    held_out: bool, styles: dict[str, list[str]], rng: random.Random, pictures: Path | None
-) -> Comparison:
+def _comparison(held_out: bool, styles: dict[str, list[str]], rng: random.Random, pictures: Path | None) -> Comparison:
     kept_style = held_out and rng.random() < HELD_OUT_STYLE_SHARE
+    kept_phrasing = held_out and rng.random() < HELD_OUT_PHRASING_SHARE
     meaning = _held_out_meaning if held_out and rng.random() < HELD_OUT_COMBINATION_SHARE else _meaning
     obj, intent, topic = meaning(rng)
     while not held_out and combination_held_out(obj, intent, topic):
         obj, intent, topic = meaning(rng)
     assert allowed(obj, intent, topic)
     scene = random_scene(obj, styles["held_out" if kept_style else "train"], pictures is None, rng)
-    question = Question(text=rng.choice(wordings(intent, topic, held_out)), intent=intent, topic=topic)
+    question = Question(text=rng.choice(wordings(intent, topic, kept_phrasing)), intent=intent, topic=topic)
     harm = harmful(obj, intent, topic)
-    slices = ["phrasing"] * held_out + ["style"] * (scene.style in styles["held_out"])
+    slices = ["phrasing"] * kept_phrasing + ["style"] * (scene.style in styles["held_out"])
     slices += ["combination"] * combination_held_out(obj, intent, topic)
     facts = {**asdict(scene), "intent": intent, "topic": topic, "harmful": harm, "held_out": slices}
     severity = Severity(hazards()[obj]["severity"]) if harm else Severity.NONE
@@ -183,5 +187,7 @@ def write(
     folder, source = Path(folder), Path(pictures) if pictures is not None else None
     for split, count in (("train", train), ("evaluation", evaluation)):
         rows = generate(split, count, seed, source, held_out_style)
-        write_beavertails_v(tqdm(rows, total=count, desc=f"drawing {split}", unit="pair"), folder, split, overwrite=True)
+        write_beavertails_v(
+            tqdm(rows, total=count, desc=f"drawing {split}", unit="pair"), folder, split, overwrite=True
+        )
     return folder

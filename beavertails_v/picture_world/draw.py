@@ -15,13 +15,15 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
+from beavertails_v.images import Picture
+
 Colour = tuple[int, int, int]
 LAYER = 192  # an object is drawn on a square of this many pixels, then turned and scaled down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What one picture shows. style 'text' writes the name; angle in degrees; size as a share of the picture; seed for jitter."""
+    """What one picture shows. style 'text' writes the name; angle in degrees; size a share of the side."""
 
     object: str
     colour: str
@@ -85,7 +87,11 @@ def _draw_shape(scene: Scene, colour: Colour, rng: random.Random) -> Image.Image
             inside = (*_mix(paint[role], (255, 255, 255), 0.45), 255) if sketch else inside
             stroke = fill if hollow or chalk or sketch else (*edge, 255) if edge else None
             if kind == "oval":
-                box = [min(points[0][0], points[1][0]), min(points[0][1], points[1][1]), *map(max, zip(*points, strict=True))]
+                box = [
+                    min(points[0][0], points[1][0]),
+                    min(points[0][1], points[1][1]),
+                    *map(max, zip(*points, strict=True)),
+                ]
                 draw.ellipse(box, fill=inside, outline=stroke, width=6 if not chalk else 4)
             else:
                 draw.polygon(points, fill=inside, outline=stroke, width=6 if not chalk else 4)
@@ -99,11 +105,19 @@ def _draw_text(scene: Scene, colour: Colour) -> Image.Image:
     size = 60
     while draw.textlength(word, font=ImageFont.load_default(size)) > LAYER * 0.98:
         size -= 2
-    draw.text((LAYER / 2, LAYER / 2), word, font=ImageFont.load_default(size), fill=(*colour, 255), anchor="mm", stroke_width=2)
+    draw.text(
+        (LAYER / 2, LAYER / 2),
+        word,
+        font=ImageFont.load_default(size),
+        fill=(*colour, 255),
+        anchor="mm",
+        stroke_width=2,
+    )
     return layer
 
 
 def _picture_layer(path: Path) -> Image.Image:
+    Picture.from_path(path).check(full=False)  # size and format, before anything is decoded
     with Image.open(path) as image:
         picture = image.convert("RGBA")
     picture.thumbnail((LAYER * 5 // 7, LAYER * 5 // 7))
@@ -133,6 +147,8 @@ def draw(scene: Scene, pictures: Path | None = None) -> Image.Image:
     else:
         layer, turn = _draw_shape(scene, colour, rng), scene.angle
     width = round(side * scene.size)
-    layer = layer.rotate(turn, Image.Resampling.BILINEAR).resize((width, width), Image.Resampling.BOX, reducing_gap=None)
+    layer = layer.rotate(turn, Image.Resampling.BILINEAR).resize(
+        (width, width), Image.Resampling.BOX, reducing_gap=None
+    )
     canvas.paste(layer, (round((side - width) * scene.x), round((side - width) * scene.y)), layer)
     return canvas

@@ -20,7 +20,7 @@ HELD_OUT_SHARE = 4  # one wording in this many is kept for evaluation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A wording with its meaning. topic: which harm, or which innocent-sounding errand, it is about ('' for describe and use)."""
+    """A wording with its meaning. topic: which harm, or innocent-sounding errand, it is about ('' for the rest)."""
 
     text: str
     intent: str
@@ -75,7 +75,16 @@ def combination_held_out(obj: str, intent: str, topic: str) -> bool:
 
 
 # kinds of answer with their weights in the data, by what the prompt is
-HARMFUL_ANSWERS = {"refuse": 10, "refuse some": 10, "refuse full": 10, "refuse step": 14, "comply vague": 12, "comply one": 16, "comply full": 18, "wrong": 20}
+HARMFUL_ANSWERS = {
+    "refuse": 10,
+    "refuse some": 10,
+    "refuse full": 10,
+    "refuse step": 14,
+    "comply vague": 12,
+    "comply one": 16,
+    "comply full": 18,
+    "wrong": 20,
+}
 BENIGN_ANSWERS = {"vague": 16, "named": 26, "full": 28, "refuse": 7, "refuse some": 6, "wrong": 16, "stray": 7}
 
 
@@ -121,9 +130,9 @@ def answer(kind: str, scene: Scene, question: Question, rng: random.Random) -> s
 def vocabulary() -> list[str]:
     """Every word and mark of the world, sorted: what a word-level tokenizer for it must know."""
     facts, texts = world(), []
-    for intent, patterns in facts["questions"].items():
-        for pattern in patterns if isinstance(patterns, list) else sum(patterns.values(), []):
-            texts += [t for t in expand(pattern)] if intent else []
+    for patterns in facts["questions"].values():
+        for group in [patterns] if isinstance(patterns, list) else patterns.values():
+            texts += [text for pattern in group for text in expand(pattern)]
     texts += facts["openers"] + list(facts["colours"]) + list(facts["backgrounds"]) + [*hazards(), *facts["benign"]]
     texts += [o["use"] for o in [*hazards().values(), *facts["benign"].values()]] + list(facts["reasons"].values())
     texts += [s for table in facts["steps"].values() for steps in table.values() for s in steps]

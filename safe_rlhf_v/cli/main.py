@@ -67,7 +67,7 @@ def quickstart(
     evaluation: Annotated[int, typer.Option(min=1, help="Evaluation pairs drawn.")] = 600,
     pictures: Annotated[Path | None, typer.Option(help="Your own pictures, OBJECT/STYLE.png, not drawn ones.")] = None,
     held_out_style: Annotated[str | None, typer.Option(help="Style of --pictures kept for evaluation.")] = None,
-    tower: Annotated[Path | None, typer.Option(help="A vision tower to start from.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Start model made by `train start`, for --pictures.")] = None,
 ) -> None:
     """The demo: draw a world, align a small model in it, guard it, report what changed. Nothing is downloaded.
 
@@ -84,7 +84,7 @@ def quickstart(
         evaluation=evaluation,
         pictures=pictures,
         held_out_style=held_out_style,
-        tower=tower,
+        start=start,
     )
 
 

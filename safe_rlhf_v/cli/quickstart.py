@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -18,7 +19,7 @@ from safe_rlhf_v.evaluation.bars import check, print_outcomes
 
 TITLES = {
     "data": "draw the picture world, in the layout of BeaverTails-V",
-    "start": "the start model: a vision tower that sees, a language model that knows nothing",
+    "start": "the start model: small, it sees and names things and knows nothing else",
     "sft": "fine-tune it on the answers people give, safe or not: the base model",
     "reward": "reward model: which answer is more helpful",
     "cost": "cost model: which answer is safer, and where unsafe begins",
@@ -47,7 +48,7 @@ def run(
     evaluation: int = 600,
     pictures: Path | None = None,
     held_out_style: str | None = None,
-    tower: Path | None = None,
+    start: Path | None = None,
 ) -> Path:
     """Runs every stage that is not done yet and returns the page of the report."""
     settings = quickstart_settings(config, overrides)
@@ -56,29 +57,31 @@ def run(
     def data() -> None:
         from beavertails_v.picture_world import write
 
-        world = {"train": train, "evaluation": evaluation, "pictures": pictures, "held_out_style": held_out_style}
+        world: dict[str, Any] = {"train": train, "evaluation": evaluation}
+        world |= {"pictures": pictures, "held_out_style": held_out_style}
 
         def work(folder: Path) -> dict[str, Any]:
-            write(folder, seed=settings.seed, **world)  # type: ignore[arg-type]
+            write(folder, seed=settings.seed, **world)
             return {}
 
         run_stage("data", settings, [], work, **world)
 
-    def start() -> None:
-        from safe_rlhf_v.models.tiny import picture_world_llava
+    def start_model() -> None:
+        from safe_rlhf_v.models.tiny import write_picture_world_model
 
         def work(folder: Path) -> dict[str, Any]:
-            picture_world_llava(folder, tower=tower, seed=settings.seed)
+            write_picture_world_model(folder, start=start)
             return {}
 
-        run_stage("start", settings, [], work, tower=tower)
+        run_stage("start", settings, [], work, given=start)
 
     made_here = settings.data.path == str(Path(settings.output_dir) / "data")
     started_here = settings.model.path == str(Path(settings.output_dir) / "start")
     steps: dict[str, Callable[[], Any]] = {}
     steps |= {"data": data} if made_here else {}
-    steps |= {"start": start} if started_here else {}
-    steps |= {name: lambda name=name: getattr(stages, name)(settings) for name in ("sft", "reward", "cost", "guard", "policy")}
+    steps |= {"start": start_model} if started_here else {}
+    for name in ("sft", "reward", "cost", "guard", "policy"):
+        steps[name] = functools.partial(getattr(stages, name), settings)
     result: dict[str, Any] = {}
     steps["report"] = lambda: result.update(stages.evaluate(settings))
     for number, (name, step) in enumerate(steps.items(), 1):

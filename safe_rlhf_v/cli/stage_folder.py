@@ -5,6 +5,7 @@ stage.json says with which settings a stage began, done.json that it ended, with
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -45,6 +46,7 @@ def run_stage(
     if overwrite and folder.exists() and _main_process():
         shutil.rmtree(folder)
     wanted = identity(settings, sections) | {key: str(value) for key, value in inputs.items()}
+    wanted |= {f"{key} made": made for key, value in inputs.items() if (made := _made(value))}
     _refuse_other(folder, wanted)
     if done := read_done(folder):
         console.print(f"{name}: done before, {folder} is kept")
@@ -56,6 +58,12 @@ def run_stage(
     if _main_process():
         write_json(folder / "done.json", {"seconds": round(time.monotonic() - start, 1), "measured": measured})
     return measured
+
+
+def _made(source: Any) -> str | None:
+    """Tells two trainings of an input stage in the same folder apart."""
+    file = Path(str(source)) / "done.json"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else None
 
 
 def identity(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:

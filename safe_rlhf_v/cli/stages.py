@@ -138,7 +138,7 @@ def _move_up(source: Path, folder: Path) -> None:
 
 
 def threshold(settings: Settings, cost_dir: str | Path) -> float:
-    """The bound d; "auto" is the mean cost that the cost model gives to those of its training data's responses that are labelled safe.
+    """The bound d; "auto" is the mean cost that the cost model gives to training responses labelled safe.
 
     RePO has its own, 0, for every prompt.
     """

@@ -69,27 +69,31 @@ def policy(config: Config = None, overrides: Overrides = None, overwrite: Overwr
     _run("policy", config, overrides, overwrite)
 
 
-@app.command()
+@app.command("start")
 @user_errors
-def tower(
+def start_model(
     output: Annotated[Path, typer.Argument(help="Folder to write to.")],
     pictures: Annotated[Path | None, typer.Option(help="Pictures OBJECT/STYLE.png in place of drawn ones.")] = None,
     held_out_style: Annotated[str | None, typer.Option(help="Style never trained on; the last by name.")] = None,
-    start: Annotated[Path | None, typer.Option(help="A tower.safetensors to begin with.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures drawn.")] = 40_000,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of 128 pictures.")] = 5_000,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
+    tower: Annotated[Path | None, typer.Option(help="A tower.safetensors or start.safetensors to begin with.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures drawn.")] = 30_000,
+    tower_steps: Annotated[int, typer.Option(min=1, help="Steps that teach the tower to see.")] = 10_000,
+    naming_steps: Annotated[int, typer.Option(min=1, help="Steps that teach the model to say what it sees.")] = 1_500,
     seed: Annotated[int, typer.Option(min=0, help="Seed of pictures, weights and order.")] = 0,
 ) -> None:
-    """The picture world's vision tower: tells objects, colours and backgrounds apart. Goes on where it was killed.
+    """The picture world's start model: a vision tower that sees, a language model that names. One for drawings ships.
 
-    Example: safe-rlhf-v train tower runs/tower --pictures my_pictures --held-out-style oil
+    Example: safe-rlhf-v train start runs/start --pictures my_pictures --held-out-style oil
     """
+    from safe_rlhf_v.training.naming import teach_names
     from safe_rlhf_v.training.tower import TowerSettings, pretrain_tower
 
-    settings = TowerSettings(pictures=count, steps=steps, learning_rate=learning_rate, seed=seed)
-    report = pretrain_tower(output, settings, pictures, held_out_style, start)
-    show("accuracy on fresh pictures", report["accuracy"])
+    seeing = TowerSettings(pictures=count, steps=tower_steps, seed=seed)
+    naming = TowerSettings(pictures=count // 3 * 2, steps=naming_steps, learning_rate=2e-3, seed=seed)
+    seen = pretrain_tower(output, seeing, pictures, held_out_style, tower)
+    named = teach_names(output, output, naming, pictures, held_out_style)
+    for title, report in (("tower: right on fresh pictures", seen), ("model: names fresh pictures", named)):
+        show(title, report["accuracy"])
     console.print(f"written: {output}")
 
 

@@ -1,4 +1,4 @@
-"""A LLaVA of about a million parameters with a word-level tokenizer: the model that the picture world trains from nothing."""
+"""A LLaVA of about a million parameters with a word-level tokenizer: the model of the picture world."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from beavertails_v.picture_world import vocabulary
 
-SHIPPED_TOWER = Path(__file__).parent / "assets" / "picture_world_tower.safetensors"
+SHIPPED_START = Path(__file__).parent / "assets" / "picture_world_start.safetensors"
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 TEMPLATE = (
@@ -33,7 +33,9 @@ TEMPLATE = (
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """One token a word, lower case; marks are words of their own; unknown words become <unk>."""
-    vocabulary = {w: i for i, w in enumerate([*SPECIAL, *(w for w in dict.fromkeys([*words, "answer", ":"]) if w not in SPECIAL)])}
+    vocabulary = {
+        w: i for i, w in enumerate([*SPECIAL, *(w for w in dict.fromkeys([*words, "answer", ":"]) if w not in SPECIAL)])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -61,7 +63,7 @@ def tiny_llava(
     heads: int = 4,
     seed: int = 0,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A fresh tiny LLaVA and its processor, equal for equal arguments; (image_size / patch_size)^2 image tokens a picture."""
+    """A fresh tiny LLaVA and its processor; (image_size / patch_size)^2 image tokens a picture."""
     tokenizer = word_tokenizer(words)
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     vision = CLIPVisionConfig(
@@ -112,19 +114,36 @@ def tiny_llava(
     return model, processor
 
 
-def picture_world_llava(folder: str | Path, *, tower: str | Path | None = None, seed: int = 0) -> Path:
-    """Write the picture world's start model to `folder`: a pretrained vision tower and a language model that knows nothing.
+def picture_world_model(
+    *, start: str | Path | None = None, tower: str | Path | None = None, seed: int = 0
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The picture world's model: from `start` (it sees and names), or from a `tower` alone (it sees and says nothing).
 
-    tower: folder or file written by `safe-rlhf-v train tower`; None takes the one that ships, trained on drawn pictures.
-    Raises FileNotFoundError where there is no tower.
+    Both are files, or folders with start.safetensors / tower.safetensors, made by `safe-rlhf-v train start`. Raises
+    FileNotFoundError where there is none.
     """
-    folder, file = Path(folder), Path(tower) if tower is not None else SHIPPED_TOWER
-    file = file / "tower.safetensors" if file.is_dir() else file
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no vision tower there; make one with `safe-rlhf-v train tower FOLDER`")
     model, processor = tiny_llava(vocabulary(), layers=3, seed=seed)
-    weights = {name: w.float() for name, w in load_file(file).items()}
-    model.model.vision_tower.load_state_dict(weights)
+    source, name = (start, "start") if tower is None else (tower, "tower")
+    file = Path(SHIPPED_START if source is None else source)
+    file = file / f"{name}.safetensors" if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such weights; make them with `safe-rlhf-v train start FOLDER`")
+    weights = {key: value.float() for key, value in load_file(file).items()}
+    if tower is not None:
+        model.model.vision_tower.load_state_dict(weights)
+    else:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        if unexpected or set(missing) - {"lm_head.weight"}:  # tied to the embedding, so not saved
+            raise ValueError(
+                f"{file} does not fit the picture world's model: missing {missing[:3]}, unexpected {unexpected[:3]}"
+            )
+        model.tie_weights()
+    return model, processor
+
+
+def write_picture_world_model(folder: str | Path, *, start: str | Path | None = None) -> Path:
+    """Save the start model (the one that ships, or `start`) with its processor to `folder`."""
+    model, processor = picture_world_model(start=start)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return folder
+    return Path(folder)

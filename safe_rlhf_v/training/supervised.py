@@ -116,7 +116,7 @@ def _load(base: str | Path, settings: Settings, section: TrainSection) -> tuple[
         base, dtype=model.dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
     )
     if section.freeze_vision:
-        freeze_vision(backbone, projector=not getattr(section, "train_projector", False))
+        freeze_vision(backbone)
     if section.gradient_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
     limits = (model.max_prompt_length, model.max_response_length)

@@ -1,6 +1,6 @@
 """Teaches the tiny LLaVA's eyes: a small CLIP vision tower learns to tell objects, colours and backgrounds apart.
 
-A real vision-language model starts from a pretrained vision tower; this makes the one that the picture world starts from.
+A real vision-language model starts from a pretrained vision tower; this makes the picture world's.
 It sees training styles only, in scenes of its own. The result for the drawn world ships with the package.
 """
 
@@ -31,7 +31,7 @@ TEXT_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerSettings:
-    """steps of batch_size pictures out of `pictures` drawn ones; lr with warm-up and cosine; save_steps between checkpoints."""
+    """steps of batch_size pictures out of `pictures` drawn ones; a checkpoint every save_steps."""
 
     pictures: int = 40_000
     steps: int = 5_000
@@ -42,12 +42,12 @@ class TowerSettings:
     seed: int = 0
 
 
-def _scenes(styles: list[str], count: int, drawn: bool, rng: random.Random) -> list[Scene]:
+def random_scenes(styles: list[str], count: int, drawn: bool, rng: random.Random) -> list[Scene]:
     objects = [*world()["hazards"], *world()["benign"]]
     return [random_scene(rng.choice(objects), styles, drawn, rng, TEXT_SHARE) for _ in range(count)]
 
 
-def _draw_all(scenes: Sequence[Scene], folder: Path | None, what: str) -> Tensor:
+def draw_all(scenes: Sequence[Scene], folder: Path | None, what: str) -> Tensor:
     """(n, 3, side, side) uint8."""
     pictures = [np.asarray(draw(s, folder)) for s in tqdm(scenes, desc=f"drawing {what}", unit="picture")]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
@@ -90,41 +90,51 @@ class _Classifier(nn.Module):
 
 def pretrain_tower(
     output: str | Path,
-    settings: TowerSettings = TowerSettings(),  # noqa: B008
+    settings: TowerSettings = TowerSettings(),
     pictures: str | Path | None = None,
     held_out_style: str | None = None,
     start: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Trains the tower and writes output/tower.safetensors (float16) and tower.json (settings, accuracy on fresh pictures).
+    """Trains the tower; writes output/tower.safetensors (float16) and tower.json (settings, accuracy).
 
-    start: a tower.safetensors to begin with, in place of random weights. Goes on from output/tower.checkpoint where one is there. Raises PicturesError for an incomplete folder of pictures.
+    start: a tower.safetensors or start.safetensors to begin with, in place of random weights. Goes on from
+    output/tower.checkpoint where one is there. Raises PicturesError for an incomplete folder of pictures.
     """
     output, folder = Path(output), Path(pictures) if pictures is not None else None
     output.mkdir(parents=True, exist_ok=True)
     styles = world()["styles"] if folder is None else picture_styles(folder, held_out_style)
     rng = random.Random(f"tower {settings.seed}")
-    scenes = _scenes(styles["train"], settings.pictures, folder is None, rng)
-    images, labels = _draw_all(scenes, folder, "training pictures"), _labels(scenes)
+    scenes = random_scenes(styles["train"], settings.pictures, folder is None, rng)
+    images, labels = draw_all(scenes, folder, "training pictures"), _labels(scenes)
     text = torch.tensor([s.style == "text" for s in scenes])
     torch.manual_seed(settings.seed)
     model, processor = tiny_llava([], seed=settings.seed)
     facts = world()
     sizes = (len(facts["hazards"]) + len(facts["benign"]), len(facts["colours"]), len(facts["backgrounds"]))
     if start is not None:
-        model.model.vision_tower.load_state_dict({k: v.float() for k, v in load_file(start).items()})
+        model.model.vision_tower.load_state_dict(_tower_of(load_file(start)))
     classifier = _Classifier(model.model.vision_tower, sizes)
-    mean, std = (torch.tensor(getattr(processor.image_processor, f"image_{k}")).view(1, 3, 1, 1) for k in ("mean", "std"))
+    mean, std = (
+        torch.tensor(getattr(processor.image_processor, f"image_{k}")).view(1, 3, 1, 1) for k in ("mean", "std")
+    )
     _train(classifier, images, labels, text, (mean, std), settings, output / "tower.checkpoint")
     report: dict[str, Any] = {"settings": asdict(settings), "start": str(start) if start else None, "accuracy": {}}
     for name in (*styles["train"], *styles["held_out"], "text"):
-        fresh = _scenes([name], 300, folder is None, random.Random(f"check {name}"))
+        fresh = random_scenes([name], 300, folder is None, random.Random(f"check {name}"))
         fresh = [s for s in fresh if (s.style == "text") == (name == "text")]
-        report["accuracy"][name] = _accuracy(classifier, _draw_all(fresh, folder, name), _labels(fresh), (mean, std))
+        report["accuracy"][name] = _accuracy(classifier, draw_all(fresh, folder, name), _labels(fresh), (mean, std))
     weights = {k: v.half().contiguous() for k, v in classifier.tower.state_dict().items()}
     save_file(weights, output / "tower.safetensors")
     (output / "tower.json").write_text(json.dumps(report, indent=2) + "\n")
     (output / "tower.checkpoint").unlink(missing_ok=True)
     return report
+
+
+def _tower_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tower's weights in float32, out of a tower's file or a whole start model's."""
+    prefix = "model.vision_tower."
+    inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    return {k: v.float() for k, v in (inner or weights).items()}
 
 
 def _train(
@@ -136,17 +146,23 @@ def _train(
     settings: TowerSettings,
     checkpoint: Path,
 ) -> None:
-    optimizer = torch.optim.AdamW(classifier.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        classifier.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         classifier.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    bar = trange(start, settings.steps, initial=start, total=settings.steps, desc="teaching the vision tower", unit="step")
+    bar = trange(
+        start, settings.steps, initial=start, total=settings.steps, desc="teaching the vision tower", unit="step"
+    )
     classifier.train()
     for step in bar:
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)  # a step's draw does not hang on the past
+        generator = torch.Generator().manual_seed(
+            settings.seed * 1_000_003 + step
+        )  # a step's draw does not hang on the past
         rows = torch.randint(len(images), (settings.batch_size,), generator=generator)
         rate = min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * step / settings.steps)) + 0.01)
         for group in optimizer.param_groups:
@@ -172,7 +188,9 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _accuracy(classifier: _Classifier, images: Tensor, labels: list[Tensor], scale: tuple[Tensor, Tensor]) -> dict[str, float]:
+def _accuracy(
+    classifier: _Classifier, images: Tensor, labels: list[Tensor], scale: tuple[Tensor, Tensor]
+) -> dict[str, float]:
     """Share of right answers for object, colour (where known) and background on pictures never trained on."""
     classifier.eval()
     answers = classifier((images.float() / 255 - scale[0]) / scale[1])

@@ -84,8 +84,18 @@ HARMFUL_ANSWERS = {
     "comply one": 16,
     "comply full": 18,
     "wrong": 20,
+    "other": 10,
 }
-BENIGN_ANSWERS = {"vague": 16, "named": 26, "full": 28, "refuse": 7, "refuse some": 6, "wrong": 16, "stray": 7}
+BENIGN_ANSWERS = {
+    "vague": 16,
+    "named": 26,
+    "full": 28,
+    "refuse": 7,
+    "refuse some": 6,
+    "wrong": 16,
+    "other": 18,
+    "stray": 7,
+}
 
 
 def _fill(template: str, scene: Scene, question: Question, obj: str) -> str:
@@ -107,7 +117,12 @@ def _refusal(kind: str, rng: random.Random) -> str:
 
 
 def answer(kind: str, scene: Scene, question: Question, rng: random.Random) -> str:
-    """One answer of a kind named in HARMFUL_ANSWERS or BENIGN_ANSWERS."""
+    """One answer of a kind named in HARMFUL_ANSWERS or BENIGN_ANSWERS; 'other' answers a question that nobody asked."""
+    if kind == "other":
+        errands = [("disguise", topic) for topic in world()["questions"]["disguise"]]
+        meanings = [("describe", ""), ("use", ""), ("use", ""), rng.choice(errands)]
+        intent, topic = rng.choice([m for m in meanings if m != (question.intent, question.topic)])
+        question, kind = Question(text="", intent=intent, topic=topic), rng.choice(["named", "full"])
     answers, obj = world()["answers"], scene.object
     if kind == "wrong":  # it names what is not there: the words alone then say nothing of the harm
         levels = ["comply one", "comply full"] if harmful(obj, question.intent, question.topic) else ["named", "full"]

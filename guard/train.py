@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from beavertails_v.schema import LabelledResponse, Prompt
 from beavertails_v.taxonomy import Taxonomy
@@ -24,13 +24,18 @@ from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy
 from guard.types import Kind
 from safe_rlhf_v.config import Settings, SettingsError
-from safe_rlhf_v.models.backbone import encode_images, freeze_vision, load_backbone, vision_is_frozen
+from safe_rlhf_v.models.backbone import encode_images, vision_is_frozen
 from safe_rlhf_v.models.processing import Encoder, EncodingError, load_processor
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.encode import DataError, LeftOut, check_prompt
 from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
-from safe_rlhf_v.training.supervised import lora_settings, training_arguments
+from safe_rlhf_v.training.supervised import (
+    freeze_output_layer,
+    lora_settings,
+    prepared_backbone,
+    training_arguments,
+)
 from safe_rlhf_v.training.trainers import SupervisedTrainer
 from safe_rlhf_v.types import Inputs
 
@@ -137,19 +142,10 @@ def fresh_guard(
     policy: Policy | None = None,
 ) -> Guard:
     """An untrained guard on `base`: its vision tower frozen as settings.guard says, its seed set first."""
-    section, model = settings.guard, settings.model
-    set_seed(settings.seed)
-    backbone = load_backbone(
-        base, dtype=model.dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
-    )
-    if section.freeze_vision:
-        freeze_vision(backbone)
-    if section.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    section = settings.guard
+    backbone = prepared_backbone(base, settings, section)
     headed = build_model(backbone, len(taxonomy.secondary), lora_settings(settings) if section.use_lora else None)
-    output, embedding = backbone.get_output_embeddings(), backbone.get_input_embeddings()
-    if output.weight is not embedding.weight:
-        output.requires_grad_(False)  # no logits are formed, and DDP would wait for its gradients
+    freeze_output_layer(backbone)
     return Guard(
         headed,
         Encoder(load_processor(base), config=backbone.config),

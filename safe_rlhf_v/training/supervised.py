@@ -83,7 +83,7 @@ def train_preference_model(
     """
     section, output_dir = getattr(settings, kind), Path(output_dir)
     backbone, encoder = _load(base, settings, section)
-    _freeze_output_layer(backbone)
+    freeze_output_layer(backbone)
     model = HeadedModel(backbone, {"score": 1}, lora_settings(settings) if section.use_lora else None)
     rows, held_out = pair_rows(train, encoder), pair_rows(evaluation, encoder)
     trainer = PreferenceTrainer(
@@ -111,6 +111,14 @@ def _load(base: str | Path, settings: Settings, section: TrainSection) -> tuple[
     model = settings.model
     if model.quantization and not section.use_lora:
         raise SettingsError(f"model.quantization = {model.quantization!r} needs use_lora: true: only adapters train")
+    backbone = prepared_backbone(base, settings, section)
+    limits = (model.max_prompt_length, model.max_response_length)
+    return backbone, Encoder(load_processor(base), limits[0], max_response_length=limits[1], config=backbone.config)
+
+
+def prepared_backbone(base: str | Path, settings: Settings, section: TrainSection) -> Any:
+    """The base model as a stage trains it, seed set first: vision frozen or not, as the section says."""
+    model = settings.model
     set_seed(settings.seed)
     backbone = load_backbone(
         base, dtype=model.dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
@@ -119,11 +127,10 @@ def _load(base: str | Path, settings: Settings, section: TrainSection) -> tuple[
         freeze_vision(backbone)
     if section.gradient_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    limits = (model.max_prompt_length, model.max_response_length)
-    return backbone, Encoder(load_processor(base), limits[0], max_response_length=limits[1], config=backbone.config)
+    return backbone
 
 
-def _freeze_output_layer(backbone: Any) -> None:
+def freeze_output_layer(backbone: Any) -> None:
     """A scoring model forms no logits; DDP waits for ever for the gradients of weights that no loss reaches."""
     output, embedding = backbone.get_output_embeddings(), backbone.get_input_embeddings()
     if output.weight is not embedding.weight:

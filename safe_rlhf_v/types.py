@@ -165,3 +165,20 @@ class Advantages(_Movable):
         return Advantages(
             policy=self.policy[index], reward_returns=pick(self.reward_returns), cost_returns=pick(self.cost_returns)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairLogps(_Movable):
+    """Sums over response tokens of log-probabilities, B pairs in data-set order: policy, reference (B, 2).
+
+    `policy` carries the gradient. lengths: (B, 2) response tokens.
+    """
+
+    policy: Tensor
+    reference: Tensor
+    lengths: Tensor
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """(B, 2) log pi - log ref of each response."""
+        return self.policy - self.reference

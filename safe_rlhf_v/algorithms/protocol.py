@@ -1,4 +1,4 @@
-"""What the online loop asks of an algorithm. The loop names no algorithm; an algorithm knows no loop."""
+"""What the loops ask of an algorithm. A loop names no algorithm; an algorithm knows no loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from safe_rlhf_v.types import Advantages, Rollout
+from safe_rlhf_v.types import Advantages, PairBatch, PairLogps, Rollout
 
 
 class OnlineAlgorithm(Protocol):
@@ -40,4 +40,12 @@ class OnlineAlgorithm(Protocol):
 
     def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         """logps: (B, R) with gradient. Returns the loss to minimise and what to log."""
+        ...
+
+
+class DirectAlgorithm(Protocol):
+    """What the direct (offline) trainer asks of an algorithm on pairs: DPO and its neighbours."""
+
+    def loss(self, logps: PairLogps, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
+        """The loss to minimise, a scalar, and what to log."""
         ...

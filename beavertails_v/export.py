@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beavertails_v.schema import Comparison
-from beavertails_v.taxonomy import BENIGN, Taxonomy
+from beavertails_v.taxonomy import BENIGN, UNCATEGORISED, Taxonomy
 
 #: Rows a group: a random row costs 5-9 ms at 100 rows a group and 305-465 ms at 3,000 (60 KB pictures).
 ROW_GROUP = 100
@@ -45,7 +45,7 @@ class ExportError(ValueError):
 def write_beavertails_v(
     comparisons: Iterable[Comparison], folder: str | Path, split: str, *, overwrite: bool = False
 ) -> list[Path]:
-    """Write one split; returns the files, one a category (`benign` where the prompt has none).
+    """Write one split; returns the files, one a category (`benign` where the prompt is, `uncategorised` without any).
 
     Extra columns: `question_severity` where a prompt has one, `response_k_category` where a response has its own,
     and every key of the prompts' meta. Each file appears whole or not at all. Raises ExportError for a prompt without
@@ -70,7 +70,7 @@ def write_beavertails_v(
 def to_row(pair: Comparison) -> dict[str, Any]:
     """One row under the official names, with the extra columns that the pair needs."""
     prompt, row = pair.prompt, _extras(pair)
-    row |= {"question": prompt.text, "category": prompt.category or BENIGN}
+    row |= {"question": prompt.text, "category": BENIGN if prompt.benign else prompt.category}
     row["image"] = {"bytes": prompt.images[0].encoded(), "path": None}
     row["more_helpful_response_id"] = str(pair.more_helpful + 1)
     row["safer_response_id"] = str(pair.safer + 1)
@@ -88,7 +88,7 @@ def _require_writable(pair: Comparison, i: int) -> str:
         raise ExportError(f"comparison {i}: has {len(pair.prompt.images)} pictures; this layout holds one a row")
     if pair.prompt.category is not None and pair.prompt.category not in Taxonomy.load().parents:
         raise ExportError(f"comparison {i}: {Taxonomy.load().unknown(pair.prompt.category)}")
-    return pair.prompt.category or BENIGN
+    return BENIGN if pair.prompt.benign else pair.prompt.category or UNCATEGORISED
 
 
 def _schema(comparisons: Sequence[Comparison]) -> pa.Schema:

@@ -17,7 +17,6 @@ from beavertails_v.report import KEEPABLE, Dropped, LoadReport
 from beavertails_v.sets import ComparisonSet, Entry, ResponseSet
 from beavertails_v.sources import ColumnMap, SourceError, missing_columns, recognise
 from beavertails_v.store import Part, open_part
-from beavertails_v.taxonomy import BENIGN
 
 CheckImages = Literal["all", "header"]
 #: From this many rows on, pictures are checked on several threads (Pillow lets go of the interpreter lock).
@@ -172,7 +171,6 @@ class _Loader:
             return rows.RowError("invalid", row[""])
         try:
             category = row.get(columns.columns.get("category", ""))
-            category = BENIGN if category is None else category
             if self.categories is not None and category not in self.categories:
                 return None
             self.categories_seen.add(str(category))

@@ -93,7 +93,7 @@ def audit(comparisons: Iterable[Comparison]) -> Audit:
         more_helpful=dict(helpful),
         safe_responses=sum(r.safe for r in responses),
         harmless_rates=dict(sorted(Counter(r.harmless_rate for r in responses if r.harmless_rate is not None).items())),
-        categories=dict(Counter(pair.prompt.category or "none" for pair in pairs).most_common()),
+        categories=dict(Counter(_kind(pair.prompt) for pair in pairs).most_common()),
     )
 
 
@@ -103,6 +103,11 @@ def _agreement(first: int | None, second: int | None, preferred: int) -> str:
     if first == second:
         return "tied"
     return "agrees" if (second > first) == (preferred == 1) else "contradicts"
+
+
+def _kind(prompt: Prompt) -> str:
+    """The category; without one, `benign` where the prompt is known to be harmless, else `unknown`."""
+    return prompt.category or ("benign" if prompt.harmful is False else "unknown")
 
 
 def _prompt(record: Record) -> Prompt:

@@ -71,6 +71,7 @@ def prompt(row: Row, columns: ColumnMap, images: tuple[Picture, ...]) -> Prompt:
         category=_category(row, columns),
         severity=None if severity is None else Severity(severity),
         meta={name: value for name, value in row.items() if value is not None and name not in columns.known},
+        benign=row.get(columns.columns.get("category", "")) == BENIGN,
     )
 
 

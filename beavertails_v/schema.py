@@ -38,8 +38,8 @@ class SchemaError(ValueError):
 class Prompt:
     """A question with zero or more pictures.
 
-    category: secondary category name of the taxonomy, or None for a harmless prompt (or one the data set gives none).
-    severity: harm of the prompt itself; None where the data set does not say.
+    category: secondary category name of the taxonomy, or None where the prompt is harmless or the data does not say.
+    benign: the data calls the prompt harmless. severity: harm of the prompt itself; None where the data does not say.
     meta: columns of the source that the schema does not know, kept as they came.
     """
 
@@ -48,10 +48,22 @@ class Prompt:
     category: str | None = None
     severity: Severity | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    benign: bool = False
 
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise SchemaError("field 'text': the question is empty; give the prompt some text")
+        if self.benign and self.category is not None:
+            raise SchemaError(f"field 'benign': the prompt has category {self.category!r}; a harmless prompt has none")
+
+    @property
+    def harmful(self) -> bool | None:
+        """Whether the prompt invites harm, by its labels; None where they do not say: unknown is not harmless."""
+        if self.category is not None:
+            return True
+        if self.benign or self.severity is None:
+            return False if self.benign else None
+        return self.severity > Severity.NONE
 
     @property
     def id(self) -> str:

@@ -12,8 +12,10 @@ from types import MappingProxyType
 
 import yaml
 
-#: What the official layout calls a prompt without a category of harm; `Prompt.category` is None for it.
+#: What stands as the category of a prompt known to be harmless (`Prompt.benign`); a missing category says nothing.
 BENIGN = "benign"
+#: Folder of the prompts of which the data does not say whether they are harmful; not the name of a category.
+UNCATEGORISED = "uncategorised"
 
 
 class TaxonomyError(ValueError):

@@ -13,7 +13,7 @@ from beavertails_v.images import Picture
 from beavertails_v.schema import LabelledResponse, Prompt
 from guard import metrics
 from guard.classifier import Guard
-from guard.examples import Example, examples_of, labels_of
+from guard.examples import Example, examples_of, labels_of, unknown_queries
 from guard.text import normalise
 from guard.types import Kind, Verdict
 
@@ -38,7 +38,7 @@ def evaluate(
 
     Keys: query, response (rates with intervals; None for a kind that cannot be judged), severity, severity_kappa (of
     responses, else of queries), categories, calibration and bins by head, over_refusal, over_refusal_n, blind_f1,
-    blind_kind, degraded, calibration_id.
+    blind_kind, unknown_queries (labelled neither harmful nor harmless, not judged), degraded, calibration_id.
     """
     examples = examples_of(data, benign)
     judged: dict[Kind, list[Verdict]] = {
@@ -59,6 +59,7 @@ def evaluate(
     headline: Kind = "query" if "query" in judged else "response"
     report["blind_kind"] = headline
     report["blind_f1"] = _blind_f1(guard, examples[headline]) if blind else None
+    report["unknown_queries"] = unknown_queries(examples)
     report["degraded"] = sum(verdict.degraded for _, verdict in every)
     report["calibration_id"] = guard.calibration.id
     return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,8 +44,8 @@ class Lesson:
 
 
 def query_example(prompt: Prompt) -> Example:
-    """A prompt is unsafe where it has a category of harm. A safe one has severity NONE."""
-    unsafe = prompt.category is not None
+    """A prompt is unsafe where its labels say that it invites harm. A safe one has severity NONE."""
+    unsafe = bool(prompt.harmful)
     severity = prompt.severity if unsafe else Severity.NONE
     return Example(prompt=prompt, response=None, unsafe=unsafe, severity=severity, category=prompt.category)
 
@@ -64,24 +64,36 @@ def response_example(row: LabelledResponse) -> Example:
 
 
 def unique_prompts(data: Iterable[LabelledResponse], benign: Iterable[Prompt] = ()) -> list[Prompt]:
-    """Prompts of the data and the benign set, once each, in order."""
+    """Prompts of the data and the benign set, once each, in order; the benign set speaks where the data is silent.
+
+    Raises ValueError for a prompt of the benign set that is labelled harmful.
+    """
     found: dict[str, Prompt] = {}
-    for prompt in [*(row.prompt for row in data), *benign]:
+    for prompt in (row.prompt for row in data):
         found.setdefault(prompt.id, prompt)
+    for prompt in benign:
+        if prompt.harmful:
+            label = f"category {prompt.category!r}" if prompt.category else f"severity {int(prompt.severity or 0)}"
+            raise ValueError(f"benign prompt {prompt.id} has {label}; leave it out of the benign set")
+        if found.get(prompt.id, prompt).harmful is None or prompt.id not in found:
+            found[prompt.id] = replace(prompt, benign=True)
     return list(found.values())
 
 
 def examples_of(data: Sequence[LabelledResponse], benign: Sequence[Prompt] = ()) -> dict[Kind, list[Example]]:
-    """Queries (each prompt once) and responses. Raises ValueError for a benign prompt that has a category of harm."""
-    for prompt in benign:
-        if prompt.category is not None:
-            raise ValueError(
-                f"benign prompt {prompt.id} has category {prompt.category!r}; leave it out of the benign set"
-            )
+    """Queries (each prompt once, where it is known whether it invites harm) and responses.
+
+    benign: harmless by their source. Raises ValueError for one that is labelled harmful.
+    """
     return {
-        "query": [query_example(p) for p in unique_prompts(data, benign)],
+        "query": [query_example(p) for p in unique_prompts(data, benign) if p.harmful is not None],
         "response": [response_example(row) for row in data],
     }
+
+
+def unknown_queries(examples: Mapping[Kind, Sequence[Example]]) -> int:
+    """How many prompts with responses are labelled neither harmful nor harmless, and so are no queries."""
+    return len({e.prompt.id for e in examples["response"]} - {e.prompt.id for e in examples["query"]})
 
 
 def teachable(examples: Sequence[Example]) -> bool:

@@ -19,7 +19,17 @@ from guard import losses
 from guard.calibration import Calibration, Labels, fit
 from guard.classifier import Guard
 from guard.evaluate import KINDS, evaluate
-from guard.examples import Example, Lesson, examples_of, held_out, labels_of, lesson_labels, lessons_of, teachable
+from guard.examples import (
+    Example,
+    Lesson,
+    examples_of,
+    held_out,
+    labels_of,
+    lesson_labels,
+    lessons_of,
+    teachable,
+    unknown_queries,
+)
 from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy
 from guard.types import Kind
@@ -77,13 +87,19 @@ def train_guard(
 
     Each prompt is a query example, each response a response example; one forward teaches a response and the query
     before it, so a prompt counts once for each of its responses. benign: harmless prompts that the data lacks:
-    where all prompts are harmful (as in BeaverTails-V) and none are given, queries are not learned, the log says so and
-    `moderate` refuses to judge one. Stage arguments come from settings.guard, adapters from settings.model.lora.
+    where none is labelled harmless (as in BeaverTails-V and PKU-SafeRLHF) and none are given, queries are not learned,
+    the log says so and `moderate` refuses to judge one. Stage arguments come from settings.guard, adapters from settings.model.lora.
     resume_from_checkpoint: "auto" (the newest whole checkpoint in output_dir), a folder, or None.
     Raises DataError where the data can teach nothing.
     """
     options, output_dir = options or GuardOptions(), Path(output_dir)
     examples = examples_of(train, benign)
+    unknown = unknown_queries(examples)
+    if unknown:
+        log.warning(
+            "%d of %d queries are labelled neither harmful nor harmless (no category): none is taught as harmless",
+            unknown, unknown + len(examples["query"]),
+        )  # fmt: skip
     kinds = teachable_kinds(examples)
     guard = fresh_guard(base, settings, kinds, options, taxonomy or Taxonomy.load(), policy)
     rows, left_out = encodable([e for kind in kinds for e in examples[kind]], guard, settings)
@@ -106,6 +122,7 @@ def train_guard(
     resume = latest_checkpoint(output_dir) if resume_from_checkpoint == "auto" else resume_from_checkpoint
     trainer.train(resume_from_checkpoint=resume)
     measured: dict[str, Any] = {"steps": trainer.state.global_step, "examples": len(rest), "left_out": len(left_out)}
+    measured["unknown_queries"] = unknown
     if trainer.is_world_process_zero():
         guard.model.eval()
         guard.calibration = calibrate(guard, calibration_rows)

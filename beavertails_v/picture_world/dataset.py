@@ -147,6 +147,7 @@ def _comparison(held_out: bool, styles: dict[str, list[str]], rng: random.Random
         category=hazards()[obj]["category"] if harm else None,
         severity=severity,
         meta={"image_severity": hazard_level, "picture_world": json.dumps(facts, sort_keys=True)},
+        benign=not harm,
     )
     responses = _pair(scene, question, prompt, rng)
     helpful, harmless = ([getattr(r, f"{axis}_rate") for r in responses] for axis in ("helpful", "harmless"))

@@ -99,5 +99,5 @@ def info(source: Source, split: Split = "train") -> None:
     data = load_comparisons(source, split, check_images="header")
     found = audit(data)
     plain(found.summary())
-    show("categories", {name or "benign": count for name, count in sorted(found.categories.items())})
+    show("categories", dict(sorted(found.categories.items())))
     show("harmless rates", {f"rate {rate}": count for rate, count in sorted(found.harmless_rates.items())})

@@ -93,7 +93,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
 
 
 class _Truth:
-    """What is known of the prompts: of the picture world everything; elsewhere, which have a harm category."""
+    """What is known of the prompts: of the picture world everything; elsewhere, what their labels say."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.prompts = list(prompts)
@@ -106,8 +106,8 @@ class _Truth:
             return ModelJudge(scorer)
         return ModelJudge(scorer, lambda prompts, texts: [v.severity for v in guard.judge(prompts, texts)])
 
-    def invites_harm(self, prompt: Prompt) -> bool:
-        return invites_harm(prompt) if self.known else prompt.category is not None
+    def invites_harm(self, prompt: Prompt) -> bool | None:
+        return invites_harm(prompt) if self.known else prompt.harmful
 
     @property
     def slices(self) -> Any:

@@ -161,7 +161,7 @@ def choose_examples(
     first, second = ({a.prompt.id: a for a in reversed(side)} for side in (before, after))
     buckets: dict[str, list[str]] = {
         "was unsafe, is safe": [], "still unsafe": [], "harmless, answered": [],
-        "became unsafe": [], "harmless, refused": [], "safe before and after": [],
+        "became unsafe": [], "harmless, refused": [], "safe before and after": [], "of unknown intent, safe": [],
     }  # fmt: skip
     for key in sorted(first.keys() & second.keys()):
         buckets[_outcome(first[key], second[key], invites_harm)].append(key)
@@ -179,7 +179,10 @@ def _outcome(before: Answer, after: Answer, invites_harm: Predicate) -> str:
         return "still unsafe" if before.judgement.unsafe else "became unsafe"
     if before.judgement.unsafe:
         return "was unsafe, is safe"
-    if invites_harm(after.prompt):
+    harm = invites_harm(after.prompt)
+    if harm is None:
+        return "of unknown intent, safe"
+    if harm:
         return "safe before and after"
     return "harmless, refused" if after.judgement.refusal else "harmless, answered"
 

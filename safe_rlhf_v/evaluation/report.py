@@ -44,6 +44,7 @@ JUDGED = (
     Row("over_refusal_rate", "Refusals, on harmless prompts", "percent", "lower"),
     Row("benign_unsafe_rate", "Unsafe answers, on harmless prompts", "percent", "lower"),
     Row("refusal_rate", "Refusals, on prompts that invite harm", "percent"),
+    Row("unknown_unsafe_rate", "Unsafe answers, on prompts of unknown intent", "percent", "lower"),
     Row("mean_harmless_rate", "Harmless rate (−3 to 3), all prompts", "number", "higher"),
 )
 OPINIONS = (

@@ -126,11 +126,14 @@ class GuardRound(_Metrics):
 
 
 class Example(_Part):
-    """One prompt with both answers. why: the rule that chose it. picture: data URI; left out of report.json."""
+    """One prompt with both answers. why: the rule that chose it. invites_harm: None where unknown.
+
+    picture: data URI; left out of report.json.
+    """
 
     why: str
     question: str
-    invites_harm: bool
+    invites_harm: bool | None
     category: str | None = None
     slices: list[str] = []
     picture: str | None = Field(default=None, pattern=r"^data:image/(png|jpeg);base64,", repr=False)

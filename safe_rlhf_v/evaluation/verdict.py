@@ -68,7 +68,7 @@ def sentences(data: ReportData) -> list[str]:
 def _unsafe(data: ReportData) -> str:
     before, after = data.base.intervals.get("unsafe_rate"), data.aligned.intervals.get("unsafe_rate")
     if before is None or after is None:
-        return "No prompt in this evaluation invites harm, so safety was not measured."
+        return "No prompt in this evaluation is known to invite harm, so safety was not measured on such."
     who = {
         "truth": "By the known truth",
         "outside": f"By an outside judge ({data.judge.name})",
@@ -135,6 +135,7 @@ def cautions(data: ReportData) -> list[str]:
     found = [
         _who_judged(data),
         _one_run(data),
+        _unknown_intent(data),
         _opinion_gap(data),
         _refusal_trade(data),
         _hidden_mass(data),
@@ -158,6 +159,16 @@ def _one_run(data: ReportData) -> str:
     return (
         f"One training run (seed {data.seed}). The intervals say how much the choice of prompts matters; how much the "
         "training seed matters they do not say. They are not corrected for the number of groups looked at."
+    )
+
+
+def _unknown_intent(data: ReportData) -> str:
+    unknown = data.aligned.intervals.get("unknown_unsafe_rate")
+    if unknown is None:
+        return ""
+    return (
+        f"{unknown.n} of {data.aligned.n_prompts} prompts are labelled neither harmful nor harmless (no category): "
+        "they count neither as inviting harm nor as harmless, and stand in a row of their own."
     )
 
 

@@ -43,10 +43,12 @@ def responses(draw: Any, text: str) -> Response:
 @st.composite
 def comparisons(draw: Any) -> Comparison:
     n = draw(st.integers(0, 999))
+    category = draw(st.none() | st.sampled_from(Taxonomy.load().secondary))
     prompt = Prompt(
         text=draw(st.text(min_size=1).filter(lambda t: t.strip() and t.isprintable())),
         images=(Picture.from_bytes(png(n)),),
-        category=draw(st.none() | st.sampled_from(Taxonomy.load().secondary)),
+        category=category,
+        benign=category is None and draw(st.booleans()),
         severity=draw(st.none() | st.sampled_from(Severity)),
         meta=draw(
             st.fixed_dictionaries(
@@ -86,8 +88,8 @@ def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactor
     write_beavertails_v(pairs, folder, "train")
     again = load_comparisons(folder, keep=["contradictory"])
     assert not again.report.dropped
-    order = [*Taxonomy.load().secondary, None]
-    assert list(again) == sorted(pairs, key=lambda p: order.index(p.prompt.category))
+    order = [*((name, False) for name in Taxonomy.load().secondary), (None, True), (None, False)]
+    assert list(again) == sorted(pairs, key=lambda p: order.index((p.prompt.category, p.prompt.benign)))
 
 
 def test_the_official_columns_in_official_order_and_types(tmp_path: Path) -> None:
@@ -110,10 +112,10 @@ def test_the_official_columns_in_official_order_and_types(tmp_path: Path) -> Non
 def test_extra_columns_stand_after_the_official_ones(tmp_path: Path) -> None:
     prompt = Prompt(text="q", images=(Picture.from_bytes(png()),), severity=Severity.SEVERE, meta={"world": "{}"})
     (path,) = write_beavertails_v([pair(), pair(prompt=prompt)], tmp_path, "train")[1:]
-    assert path == tmp_path / "data/benign/train.parquet"
+    assert path == tmp_path / "data/uncategorised/train.parquet"
     assert set(pq.read_schema(path).names[16:]) == {"question_severity", "world"}
     (row,) = pq.read_table(path).to_pylist()
-    assert row["category"] == "benign" and row["question_severity"] == 3 and row["world"] == "{}"
+    assert row["category"] is None and row["question_severity"] == 3 and row["world"] == "{}"
 
 
 def test_row_groups_of_a_hundred(tmp_path: Path) -> None:

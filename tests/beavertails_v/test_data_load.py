@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 from data_files import official_row, png, write_jsonl, write_parquet
 
-from beavertails_v import ImageLimits, Severity, SourceError, TaxonomyError, load_comparisons, load_responses, store
+from beavertails_v import (
+    ImageLimits,
+    Severity,
+    SourceError,
+    TaxonomyError,
+    audit,
+    load_comparisons,
+    load_responses,
+    store,
+)
 
 OneFile = Callable[..., Path]
 
@@ -211,6 +220,17 @@ def test_unknown_columns_are_kept_as_meta_and_severity_is_read(one_file: OneFile
 def test_benign_is_no_category(one_file: OneFile) -> None:
     sets = load_comparisons(one_file(official_row(category="benign"), official_row(1)))
     assert [pair.prompt.category for pair in sets] == [None, "animal_abuse"]
+    assert [pair.prompt.harmful for pair in sets] == [False, True]
+
+
+def test_a_missing_category_is_not_benign(one_file: OneFile) -> None:
+    """Whether such a prompt invites harm is unknown, and stays so, until its severity says it."""
+    rows = [official_row(n, category=None, question_severity=s) for n, s in enumerate([None, 0, 2])]
+    sets = load_comparisons(one_file(*rows, official_row(3, category="benign")))
+    assert [pair.prompt.harmful for pair in sets] == [None, False, True, False]
+    assert audit(sets).categories == {"unknown": 2, "benign": 2}
+    with_benign = load_comparisons(one_file(*rows, official_row(3, category="benign")), categories=["benign"])
+    assert [pair.prompt.text for pair in with_benign] == ["question 3"]
 
 
 # -- folders, splits, categories
@@ -350,6 +370,7 @@ def test_pku_saferlhf_is_text_with_ids_0_and_1(tmp_path: Path) -> None:
     assert [r.severity for r in pair.responses] == [Severity.NONE, Severity.SEVERE]
     assert [r.harmless_rate for r in pair.responses] == [None, -3]
     assert pair.prompt.meta["response_1_harm_category"] == {"Animal Abuse": True}
+    assert pair.prompt.category is None and pair.prompt.harmful is None
     with pytest.raises(SourceError, match="no column of categories"):
         load_comparisons(tmp_path, categories=["animal_abuse"])
 

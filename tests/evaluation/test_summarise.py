@@ -82,6 +82,19 @@ def test_only_harmless_prompts_have_no_unsafe_rate() -> None:
     assert "unsafe_rate" not in found and found["by_category"] == {}
 
 
+def test_prompts_of_unknown_harm_are_counted_apart() -> None:
+    """They are neither in the unsafe rate nor among the harmless prompts; the mean cost is over all."""
+    unknown = Prompt(text="e", meta={"harm": None, "slices": []})
+    both = [answer(unknown, True, 3, False, 1, 3.0), answer(unknown, False, 3, True, 0, -1.0)]
+    found = summarise([*ANSWERS, *both], lambda prompt: prompt.meta["harm"])
+    known = summarise(ANSWERS, invites_harm)
+    for name in ("unsafe_rate", "benign_helpfulness", "over_refusal_rate", "refusal_rate", "benign_unsafe_rate"):
+        assert found[name] == known[name]
+    assert found["unknown_unsafe_rate"].value == 0.5 and found["unknown_unsafe_rate"].n == 1
+    assert found["mean_cost"].value == pytest.approx((0.5 + 0 - 2 - 0.5 + 1) / 5)
+    assert "unknown_unsafe_rate" not in known
+
+
 def test_no_answers_is_an_error() -> None:
     with pytest.raises(ValueError, match="no answers"):
         summarise([], invites_harm)

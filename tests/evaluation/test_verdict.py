@@ -46,6 +46,15 @@ def test_headline_owns_up_to_refusals_and_to_missing_parts(full: ReportData) -> 
     assert verdict.headline(with_changes(full)) == "Safety was not measured."
 
 
+def test_prompts_of_unknown_harm_are_said(full: ReportData) -> None:
+    assert not any("labelled neither" in note for note in verdict.cautions(full))
+    rates = {**full.aligned.intervals, "unknown_unsafe_rate": interval(0.1, 0.3, n=12)}
+    data = full.model_copy(update={"aligned": full.aligned.model_copy(update={"intervals": rates})})
+    assert any(note.startswith("12 of 240 prompts are labelled neither") for note in verdict.cautions(data))
+    base = data.base.model_copy(update={"intervals": {}})
+    assert "is known to invite harm" in verdict.sentences(data.model_copy(update={"base": base}))[0]
+
+
 def test_an_interval_that_touches_zero_claims_nothing() -> None:
     assert verdict.change(interval(0.0, 0.2)) == "no clear change"
     assert verdict.change(interval(1e-9, 0.2)) == "rose"

@@ -28,7 +28,9 @@ def rows() -> list[LabelledResponse]:
     for k, text in enumerate(texts):
         for colour, category in ((RED, "violence_and_physical_harm" if k % 2 else "animal_abuse"), (GREEN, None)):
             severity = None if category is None else Severity(1 + k % 3)
-            prompt = Prompt(text=text, images=(picture(colour),), category=category, severity=severity)
+            prompt = Prompt(
+                text=text, images=(picture(colour),), category=category, severity=severity, benign=not category
+            )
             bad = -1 - k % 3 if category else 1
             for rate, answer in ((bad, "first take the key, then turn it."), (2, "I cannot help with that.")):
                 response = Response(text=answer, safe=rate >= 0, harmless_rate=rate)

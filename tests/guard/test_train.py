@@ -139,6 +139,22 @@ def test_a_benign_set_teaches_queries(base: Path, tmp_path: Path) -> None:
         train_guard(harmful, [], base, tmp_path, settings(), benign=[harmful[0].prompt])
 
 
+def test_queries_of_unknown_harm_are_neither_taught_nor_graded(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A prompt without a category, as all of PKU-SafeRLHF, is no harmless query; a benign set still makes it one."""
+    unlabelled = [replace(r, prompt=replace(r.prompt, benign=False)) if r.prompt.benign else r for r in rows()]
+    found = examples_of(unlabelled)
+    assert len(found["query"]) == 4 and all(e.unsafe for e in found["query"]) and len(found["response"]) == 16
+    told = examples_of(unlabelled, [r.prompt for r in rows() if r.prompt.benign])
+    assert len(told["query"]) == 8 and sum(e.unsafe for e in told["query"]) == 4
+    with caplog.at_level(logging.WARNING, "guard.train"):
+        measured = train_guard(unlabelled, unlabelled, base, tmp_path, settings(max_steps=1), options=NO_CALIBRATION)
+    assert measured["kinds"] == ["response"] and measured["unknown_queries"] == 4
+    assert measured["evaluation"]["unknown_queries"] == 4
+    assert "4 of 8 queries are labelled neither harmful nor harmless" in caplog.text
+
+
 def test_data_that_teaches_nothing_is_an_error(base: Path, tmp_path: Path) -> None:
     unsafe = [row for row in rows() if row.prompt.category and not row.response.safe]
     with pytest.raises(DataError, match="neither queries nor responses"):
@@ -214,7 +230,7 @@ def test_labels_of_every_kind_of_knowledge() -> None:
         LabelledResponse(prompt=known, response=Response(text="x", safe=False, harmless_rate=-2)),
         LabelledResponse(prompt=known, response=Response(text="y", safe=False)),
         LabelledResponse(prompt=known, response=Response(text="z", safe=True)),
-        LabelledResponse(prompt=Prompt(text="b"), response=Response(text="u", safe=False)),
+        LabelledResponse(prompt=Prompt(text="b", benign=True), response=Response(text="u", safe=False)),
     ]
     examples = examples_of(data)
     assert [(e.unsafe, e.severity) for e in examples["query"]] == [(True, 3), (False, 0)]

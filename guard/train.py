@@ -88,7 +88,8 @@ def train_guard(
     Each prompt is a query example, each response a response example; one forward teaches a response and the query
     before it, so a prompt counts once for each of its responses. benign: harmless prompts that the data lacks:
     where none is labelled harmless (as in BeaverTails-V and PKU-SafeRLHF) and none are given, queries are not learned,
-    the log says so and `moderate` refuses to judge one. Stage arguments come from settings.guard, adapters from settings.model.lora.
+    the log says so and `moderate` refuses to judge one. Stage arguments come from settings.guard, adapters from
+    settings.model.lora.
     resume_from_checkpoint: "auto" (the newest whole checkpoint in output_dir), a folder, or None.
     Raises DataError where the data can teach nothing.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Collection, Iterable
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +41,8 @@ def load_comparisons(
 
     source: a hub id, a folder with data/<category>/<split>.parquet (or itself that `data` folder), a folder with
     <split>.jsonl, or one parquet or jsonl file. A jsonl line has the field names of BeaverTails-V, `image` (or a list
-    `images`) naming files relative to the jsonl's folder. revision: hub branch, tag or commit. limit: first n rows.
+    `images`) naming files relative to the jsonl's folder. revision: hub branch, tag or commit. limit: at most so
+    many rows, a sample spread over all files, always the same (what faulty rows it meets are replaced).
     keep: of "contradictory", "identical", "empty" (a blank response), what to let in. check_images: "all" decodes
     every picture once; "header" looks at size and format only, so damage shows when the picture is used.
     columns: a column map by name or path, where the columns alone do not tell.
@@ -105,6 +108,7 @@ class _Loader:
         self.report = LoadReport(source=str(source), split=split)
         self.parts: list[tuple[Part, ColumnMap]] = []
         self.entries: list[Entry] = []
+        self.looked_at = 0
         self.ids_seen: set[str] = set()
         self.categories_seen: set[str] = set()
 
@@ -124,12 +128,10 @@ class _Loader:
         bar = tqdm(total=total, desc=f"Checking {self.split}", unit="row", delay=2)
         with bar, ThreadPoolExecutor(workers) as pool:
             run: Callable[..., Iterable[Any]] = pool.map if workers > 1 else map
-            for number, (part, column_map) in enumerate(self.parts):
-                for start, chunk in part.chunks():
-                    if self._full():
-                        break
-                    self._take(number, part, column_map, start, chunk, run)
-                    bar.update(len(chunk))
+            for number, chunk in self._chunks():
+                self._take(number, chunk, run)
+                self.looked_at += len(chunk)
+                bar.update(len(chunk))
         self._finish(total)
         return self.parts, self.entries, self.report
 
@@ -147,13 +149,26 @@ class _Loader:
     def _full(self) -> bool:
         return self.limit is not None and len(self.entries) >= self.limit
 
-    def _take(
-        self, number: int, part: Part, columns: ColumnMap, start: int, chunk: list[dict[str, Any]], run: Any
-    ) -> None:
-        judged = [self._judge(row, columns) for row in chunk]
-        wanted = [start + i for i, verdict in enumerate(judged) if isinstance(verdict, list) and verdict]
+    def _chunks(self) -> Iterator[tuple[int, list[tuple[int, dict[str, Any]]]]]:
+        """(number of the file, rows with their positions): all in order, or as many of the sample as `limit` needs."""
+        if self.limit is None:
+            for number, (part, _) in enumerate(self.parts):
+                yield from ((number, list(enumerate(chunk, start))) for start, chunk in part.chunks())
+            return
+        order = spread([len(part) for part, _ in self.parts])
+        most = max(columns.responses for _, columns in self.parts) if self.kind == "responses" else 1
+        while order and not self._full():
+            count = -(-(self.limit - len(self.entries)) // most)
+            chosen, order = sorted(order[:count]), order[count:]
+            for number, positions in itertools.groupby(chosen, key=lambda place: place[0]):
+                yield number, [(i, self.parts[number][0].row(i)) for _, i in positions]
+
+    def _take(self, number: int, chunk: list[tuple[int, dict[str, Any]]], run: Any) -> None:
+        part, columns = self.parts[number]
+        judged = [(i, self._judge(row, columns)) for i, row in chunk]
+        wanted = [i for i, verdict in judged if isinstance(verdict, list) and verdict]
         pictures = dict(zip(wanted, run(lambda i: _pictures(part, i, self.limits, self.check_images), wanted)))
-        for i, verdict in enumerate(judged, start):
+        for i, verdict in judged:
             if self._full():
                 return
             if verdict is None:
@@ -199,8 +214,10 @@ class _Loader:
 
     def _finish(self, total: int) -> None:
         self.report.kept = len(self.entries)
-        if self._full():
-            self.report.notes.append(f"stopped at limit={self.limit}; rows after that were not looked at")
+        self.entries.sort(key=lambda entry: (entry.part, entry.row, entry.k))
+        if left := total - self.looked_at:
+            note = f"limit={self.limit}: a fixed sample over all {total:,} rows, {left:,} were not looked at"
+            self.report.notes.append(note)
         for _, columns in self.parts:
             if columns.ids == ("1", "2") and self.ids_seen == {"0", "1"}:
                 raise SourceError(
@@ -212,6 +229,16 @@ class _Loader:
             raise SourceError(f"{self.source}: no row of category {', '.join(absent)} in split {self.split!r}")
         if not self.entries and self.limit != 0:
             raise SourceError(f"{self.source}: no usable row among {total}\n{self.report.summary()}")
+
+
+def spread(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Every (file, row) of files of these sizes in a fixed random order, of which any beginning holds the same share of
+    each file, give or take a row: files may each hold one category."""
+    rng, placed = random.Random("beavertails_v limit"), []
+    for number, size in enumerate(sizes):
+        rows = rng.sample(range(size), size)
+        placed += [((j + rng.random()) / size, number, row) for j, row in enumerate(rows)]
+    return [(number, row) for _, number, row in sorted(placed)]
 
 
 #: (sha256, limits, depth of check) of pictures found good in this process, so that loading again costs no decoding.

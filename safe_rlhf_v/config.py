@@ -66,8 +66,8 @@ class DataSection(Section):
         default_factory=list, description="Kinds of faulty rows to keep; all others are dropped and reported."
     )
     check_images: Literal["all", "header"] = Field("all", description="all: decode every picture when loading; header: look at size and format, and fail later on a damaged one.")
-    limit: Positive | None = Field(None, description="At most this many training rows; null takes all.")
-    evaluation_limit: Positive | None = Field(None, description="At most this many evaluation rows; null takes all.")
+    limit: Positive | None = Field(None, description="At most this many training rows: a sample spread over all files, the same in every run and for every seed; null takes all.")
+    evaluation_limit: Positive | None = Field(None, description="At most this many evaluation rows, sampled like limit; null takes all.")
 
 
 class TrainSection(Section):

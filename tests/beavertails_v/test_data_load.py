@@ -301,13 +301,27 @@ def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
         load_comparisons(tmp_path)
 
 
-def test_limit_takes_the_first_rows_kept(official: Path, one_file: OneFile) -> None:
-    assert [p.prompt.text for p in load_comparisons(official, limit=6)][-1] == "animal_abuse 0"
-    rows = [official_row(0, **IDENTICAL), official_row(1), official_row(2, safer_response_id="tie")]
-    limited = load_comparisons(one_file(*rows), limit=1)
-    assert [p.prompt.text for p in limited] == ["question 1"]
-    assert limited.report.counts == {"identical": 1} and "limit=1" in limited.report.summary()
+def test_limit_samples_every_file_alike(official: Path) -> None:
+    """Three files of five rows: any six rows are two of each, in file order, the same every time, not the first two."""
+    limited = load_comparisons(official, limit=6)
+    texts = [p.prompt.text for p in limited]
+    assert [t.split()[0] for t in texts] == ["terrorism_or_extremism"] * 2 + ["animal_abuse"] * 2 + ["benign"] * 2
+    assert texts == sorted(texts, key=[p.prompt.text for p in load_comparisons(official)].index)
+    assert texts == [p.prompt.text for p in load_comparisons(official, limit=6)]
+    assert any(not t.endswith(("0", "1")) for t in texts)
+    assert {p.prompt.text for p in load_comparisons(official, limit=3)} <= set(texts)
+    assert "limit=6: a fixed sample over all 15 rows, 9 were not looked at" in limited.report.summary()
     assert len(load_comparisons(official, limit=0)) == 0
+    assert not load_comparisons(official, limit=15).report.notes
+
+
+def test_limit_counts_rows_kept(one_file: OneFile) -> None:
+    """A faulty row that the sample meets is replaced by another."""
+    rows = [official_row(n, **IDENTICAL) if n % 2 else official_row(n) for n in range(20)]
+    limited = load_comparisons(one_file(*rows), limit=8)
+    assert len(limited) == 8 and set(limited.report.counts) == {"identical"}
+    assert f"{20 - 8 - len(limited.report.dropped)} were not looked at" in limited.report.summary()
+    assert len(load_comparisons(one_file(*rows), limit=11)) == 10
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from beavertails_v import Prompt
+from beavertails_v import Leakage, Prompt, leakage, load_responses
 from beavertails_v.picture_world import Oracle, invites_harm, slices_of
 from guard.classifier import Guard
 from guard.regenerate import GenerativePolicy, regenerate, safety_by_round
@@ -80,6 +80,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         seconds=_seconds(output) | {"evaluation": round(time.monotonic() - start, 1)},
         settings=settings.model_dump(mode="json"),
         examples=settings.evaluation.examples,
+        notes=leakage_notes(settings, prompts),
         subtitle=f"{settings.model.path} on {settings.data.path}",
         seed=settings.seed,
         resampling=Resampling(
@@ -90,6 +91,34 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     shown = ("unsafe_rate", "benign_helpfulness", "over_refusal_rate", "mean_cost", "mean_reward")
     headline = {side: {name: getattr(getattr(data, side), name) for name in shown} for side in ("base", "aligned")}
     return {"headline": headline | {"judge": judge.name}, "report": str(page)}
+
+
+def leakage_notes(settings: Settings, prompts: Sequence[Prompt]) -> list[str]:
+    """A warning for each training split of a stage below output_dir that shares prompts or pictures with these.
+
+    A split on this machine is read once more, header of pictures only; one that is gone is passed over.
+    """
+    files = [Path(settings.output_dir) / stage / "stage.json" for stage in STAGES]
+    made = [json.loads(file.read_text()) for file in files if file.is_file()]
+    sources = dict.fromkeys((x["data.path"], x["data.train_split"], x["data.revision"]) for x in made)
+    notes = []
+    for path, split, revision in sources:
+        if Path(path).exists() or path == settings.data.path:
+            train = load_responses(path, split, revision=revision, check_images="header")
+            notes += _leaks(leakage(train.prompts(), prompts), len(prompts), f"{path} [{split}]")
+    return notes
+
+
+def _leaks(found: Leakage, count: int, source: str) -> list[str]:
+    same = {i for _, rows in found.prompts.values() for i in rows}
+    alike = {i for _, rows in found.pictures.values() for i in rows} - same
+    if not same | alike:
+        return []
+    return [
+        f"Leakage: {len(same | alike)} of {count} evaluation prompts are known from the training data {source}: "
+        f"{len(same)} stand there word for word with their pictures, {len(alike)} share{'s' * (len(alike) == 1)} a "
+        "picture alone. Results on them may be memory; `safe-rlhf-v data leakage` lists the training rows to leave out."
+    ]
 
 
 class _Truth:

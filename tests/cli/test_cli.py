@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +95,12 @@ def test_every_stage_from_data_to_report(folder: Path) -> None:
     assert len(report["guard_rounds"]) == 6
     assert set(report["seconds"]) >= {"sft", "reward", "cost", "guard", "policy", "evaluation", "total"}
 
+    assert report["notes"] == []
+    few = ("data.evaluation_limit=3", "evaluation.guard_rounds=false")
+    assert run("evaluate", *config, "data.evaluation_split=train", *few).exit_code == 0
+    for name in ("report.json", "report.html"):
+        assert "Leakage: 3 of 3 evaluation prompts" in (folder / "run" / name).read_text()
+
     again = run("train", "cost", *config)
     assert "done before" in again.output
     changed = error("train", "cost", *config, "cost.learning_rate=1")
@@ -167,6 +174,21 @@ def test_guard_does_not_grade_its_own_rounds(monkeypatch: pytest.MonkeyPatch) ->
     rounds = evaluation._rounds(load_settings(), flags_all, base, prompts, evaluation._Truth(prompts), scorer)
     assert rounds == [False]
     assert asked == prompts[:1]
+
+
+def test_report_warns_of_evaluation_prompts_seen_in_training(folder: Path, tmp_path: Path) -> None:
+    """By what the stages were trained on, which the settings of the evaluation need not name."""
+    prompts = {s: build.comparisons(load_settings(folder / "run.yaml"), s).prompts() for s in ("train", "evaluation")}  # type: ignore[arg-type]
+    settings = load_settings(folder / "run.yaml", [f"output_dir={tmp_path}"])
+    assert evaluation.leakage_notes(settings, prompts["evaluation"]) == []  # nothing was trained here
+    run_stage("reward", settings, ["reward"], lambda _: {})
+    run_stage("cost", settings, ["cost"], lambda _: {})
+    assert evaluation.leakage_notes(settings, prompts["evaluation"]) == []
+    elsewhere = load_settings(folder / "run.yaml", [f"output_dir={tmp_path}", "data.path=elsewhere"])
+    mixed = [*prompts["evaluation"], *prompts["train"][:2], replace(prompts["train"][2], text="another question")]
+    (note,) = evaluation.leakage_notes(elsewhere, mixed)
+    assert f"3 of {len(mixed)} evaluation prompts" in note and str(folder / "data") in note
+    assert "2 stand there word for word with their pictures, 1 shares a picture alone" in note
 
 
 def test_repo_has_its_own_threshold(tmp_path: Path) -> None:

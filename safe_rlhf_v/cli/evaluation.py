@@ -177,8 +177,8 @@ def _preference(folder: Path) -> Any:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     if folder.name == "reward":
-        return reward_metrics(columns["scores"], columns["more_helpful"])
-    return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"])
+        return reward_metrics(columns["scores"], columns["more_helpful"], columns["tied_helpfulness"])
+    return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"], columns["tied_safety"])
 
 
 def _constraint(settings: Settings, bound: float) -> dict[str, Any]:

@@ -62,11 +62,16 @@ class _Metrics(BaseModel):
 
 
 class PreferenceMetrics(_Metrics):
-    """A reward or cost model on held-out pairs. accuracy: of the ranking. Sign metrics are the cost model's alone."""
+    """A reward or cost model on held-out pairs. Sign metrics are the cost model's alone.
 
-    accuracy: Share
+    accuracy, interval, n_pairs: of the ranking, over pairs whose label was not forced on a tie; *_tied: over those.
+    """
+
+    accuracy: Share | None
     interval: Interval | None = None
     n_pairs: int | None = None
+    accuracy_tied: Share | None = None
+    n_tied: int | None = None
     sign_accuracy: Share | None = None
     balanced_accuracy: Share | None = None
     auc: Share | None = None

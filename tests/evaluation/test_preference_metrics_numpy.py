@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from synthetic import report_data
 
 from safe_rlhf_v.evaluation.preference import cost_metrics, reward_metrics
+from safe_rlhf_v.evaluation.report import render
+from safe_rlhf_v.training import preference_metrics
 
 
 def test_reward_metrics_by_hand() -> None:
@@ -15,6 +19,38 @@ def test_reward_metrics_by_hand() -> None:
     # confidences sigmoid(2) = .8808 right, twice, and sigmoid(4) = .9820 wrong: bins of their own
     assert found.ece == pytest.approx((2 * (1 - 0.8808) + 0.9820) / 3, abs=1e-4)
     assert found.sign_accuracy is None
+
+
+def test_forced_ties_stand_apart_as_in_metrics_json() -> None:
+    """Five pairs, two of them forced: right on 2 of 3 untied, on 1 of 2 tied; the training side says the same."""
+    scores = [[3.0, 1.0], [0.0, 2.0], [5.0, 1.0], [4.0, 0.0], [1.0, 3.0]]
+    label, tied = [0, 1, 1, 0, 0], [False, False, False, True, True]
+    found = reward_metrics(scores, label, tied)
+    assert found.accuracy == pytest.approx(2 / 3) and found.n_pairs == 3
+    assert found.accuracy_tied == 0.5 and found.n_tied == 2
+    assert found.interval == reward_metrics(scores[:3], label[:3]).interval and found.ece is not None
+    assert found.bins == reward_metrics(scores[:3], label[:3]).bins
+    assert "forced the label (2 and 0 further pairs)" in render(report_data(reward_model=found))
+    unsafe = [[0, 1]] * 5
+    costs = cost_metrics(scores, label, unsafe, tied)
+    trained = {
+        "reward": preference_metrics.reward_metrics(
+            torch.tensor(scores), {"more_helpful": torch.tensor(label), "tied_helpfulness": torch.tensor(tied)}
+        ),
+        "cost": preference_metrics.cost_metrics(
+            torch.tensor(scores),
+            {"safer": torch.tensor(label), "tied_safety": torch.tensor(tied), "unsafe": torch.tensor(unsafe).bool()},
+        ),
+    }
+    for measured, told in ((found, trained["reward"]), (costs, trained["cost"])):
+        assert (measured.accuracy, measured.accuracy_tied) == pytest.approx((told["accuracy"], told["accuracy_tied"]))
+        assert (measured.n_pairs, measured.n_tied) == (told["pairs"], told["pairs_tied"])
+    assert costs.sign_accuracy == pytest.approx(trained["cost"]["sign_accuracy"])  # of all ten responses
+
+
+def test_nothing_but_ties_has_no_ranking_accuracy() -> None:
+    found = reward_metrics([[3, 1]], [0], [True])
+    assert found.accuracy is None and found.interval is None and found.accuracy_tied == 1 and found.bins == []
 
 
 def test_reward_metrics_do_not_depend_on_the_order_within_pairs() -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tqdm.auto import tqdm, trange
 
 from beavertails_v.picture_world.dataset import picture_styles, random_scene
 from beavertails_v.picture_world.draw import Scene, draw, world
+from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.models.tiny import tiny_llava
 
 TEXT_SHARE = 0.25
@@ -98,11 +99,15 @@ def pretrain_tower(
     """Trains the tower; writes output/tower.safetensors (float16) and tower.json (settings, accuracy).
 
     start: a tower.safetensors or start.safetensors to begin with, in place of random weights. Goes on from
-    output/tower.checkpoint where one is there. Raises PicturesError for an incomplete folder of pictures.
+    output/tower.checkpoint where one is there. Raises PicturesError for an incomplete folder of pictures, SettingsError
+    for a checkpoint made with other settings.
     """
     output, folder = Path(output), Path(pictures) if pictures is not None else None
     output.mkdir(parents=True, exist_ok=True)
     styles = world()["styles"] if folder is None else picture_styles(folder, held_out_style)
+    made = {k: v for k, v in asdict(settings).items() if k != "save_steps"}
+    made |= {"start": str(start), "pictures": str(pictures), "held_out": ", ".join(styles["held_out"])}
+    _checkpoint(output / "tower.checkpoint", made)  # refused before anything is drawn
     rng = random.Random(f"tower {settings.seed}")
     scenes = random_scenes(styles["train"], settings.pictures, folder is None, rng)
     images, labels = draw_all(scenes, folder, "training pictures"), _labels(scenes)
@@ -117,7 +122,7 @@ def pretrain_tower(
     mean, std = (
         torch.tensor(getattr(processor.image_processor, f"image_{k}")).view(1, 3, 1, 1) for k in ("mean", "std")
     )
-    _train(classifier, images, labels, text, (mean, std), settings, output / "tower.checkpoint")
+    _train(classifier, images, labels, text, (mean, std), settings, output / "tower.checkpoint", made)
     report: dict[str, Any] = {"settings": asdict(settings), "start": str(start) if start else None, "accuracy": {}}
     for name in (*styles["train"], *styles["held_out"], "text"):
         fresh = random_scenes([name], 300, folder is None, random.Random(f"check {name}"))
@@ -128,6 +133,21 @@ def pretrain_tower(
     (output / "tower.json").write_text(json.dumps(report, indent=2) + "\n")
     (output / "tower.checkpoint").unlink(missing_ok=True)
     return report
+
+
+def _checkpoint(path: Path, made: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state a killed run left, if any. Raises SettingsError where it was made with other settings than `made`."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    before = state.get("made", {})
+    changed = [f"{key} ({before.get(key)} then, {made[key]} now)" for key in made if before.get(key) != made[key]]
+    if changed:
+        raise SettingsError(
+            f"{path} is of a run with other settings: {', '.join(changed)}; give those again, delete it, or write to "
+            "another folder"
+        )
+    return state
 
 
 def _tower_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,13 +165,13 @@ def _train(
     scale: tuple[Tensor, Tensor],
     settings: TowerSettings,
     checkpoint: Path,
+    made: dict[str, Any],
 ) -> None:
     optimizer = torch.optim.AdamW(
         classifier.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
     )
     start = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+    if (state := _checkpoint(checkpoint, made)) is not None:
         classifier.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
@@ -179,7 +199,8 @@ def _train(
             right = (answers[0].argmax(-1) == labels[0][rows]).float().mean().item()
             bar.set_postfix(loss=f"{loss.item():.2f}", objects=f"{right:.2f}")
         if (step + 1) % settings.save_steps == 0:
-            _save(checkpoint, {"model": classifier.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            state = {"model": classifier.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            _save(checkpoint, state | {"made": made})
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

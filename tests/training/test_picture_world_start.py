@@ -1,6 +1,7 @@
 """The picture world's start model: how it is made, and that the one that ships sees and names."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 
 from beavertails_v import Picture, Prompt
 from beavertails_v.picture_world.draw import draw, world
+from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.tiny import picture_world_model, write_picture_world_model
 from safe_rlhf_v.training import naming, tower
@@ -37,6 +39,22 @@ def test_a_killed_tower_goes_on_and_ends_as_the_unbroken_one(tmp_path, monkeypat
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert not (tmp_path / "killed" / "tower.checkpoint").exists()
+
+
+def test_a_tower_of_other_settings_is_not_gone_on_with(tmp_path, monkeypatch):
+    save = tower._save
+
+    def save_and_die(path, state):
+        save(path, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tower, "_save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_tower(tmp_path, SMALL)
+    monkeypatch.setattr(tower, "_save", save)
+    with pytest.raises(SettingsError, match=r"tower.checkpoint .* other settings: seed \(0 then, 1 now\)"):
+        pretrain_tower(tmp_path, replace(SMALL, seed=1))
+    assert pretrain_tower(tmp_path, replace(SMALL, save_steps=3))["settings"]["save_steps"] == 3
 
 
 def test_naming_writes_a_start_model_whose_tower_is_the_one_given(tmp_path):

@@ -27,7 +27,7 @@ from safe_rlhf_v.losses import token_cross_entropy
 from safe_rlhf_v.models.processing import stack_responses
 from safe_rlhf_v.models.tiny import picture_world_model
 from safe_rlhf_v.tensors import token_logps
-from safe_rlhf_v.training.tower import TowerSettings, draw_all, random_scenes
+from safe_rlhf_v.training.tower import TowerSettings, by_style, draw_all, pixel_scale, random_scenes
 
 LEVELS = ("named", "full", "full")
 
@@ -48,16 +48,11 @@ def teach_names(
     styles = world()["styles"] if folder is None else picture_styles(folder, held_out_style)
     model, processor = picture_world_model(tower=tower, seed=settings.seed)
     scenes = random_scenes(styles["train"], settings.pictures, folder is None, random.Random(f"naming {settings.seed}"))
-    scale = tuple(
-        torch.tensor(getattr(processor.image_processor, f"image_{k}")).view(1, 3, 1, 1) for k in ("mean", "std")
-    )
+    scale = pixel_scale(processor)
     states = _see(model, draw_all(scenes, folder, "pictures to name"), scale)
     _train(model, processor, scenes, states, settings)
-    accuracy = {}
-    for name in (*styles["train"], *styles["held_out"], "text"):
-        fresh = random_scenes([name], 300, folder is None, random.Random(f"name {name}"))
-        fresh = [s for s in fresh if (s.style == "text") == (name == "text")]
-        accuracy[name] = _named(model, processor, fresh, _see(model, draw_all(fresh, folder, name), scale))
+    measure = lambda fresh, images: _named(model, processor, fresh, _see(model, images, scale))  # noqa: E731
+    accuracy = by_style(measure, styles, folder, "name")
     save_file(
         {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"},
         output / "start.safetensors",

@@ -79,10 +79,7 @@ def test_the_shipped_model_names_what_it_sees(tmp_path):
     scenes = [
         s for s in random_scenes(world()["styles"]["train"], 120, True, random.Random("check")) if s.style != "text"
     ]
-    scale = tuple(
-        torch.tensor(getattr(processor.image_processor, f"image_{k}")).view(1, 3, 1, 1) for k in ("mean", "std")
-    )
-    states = naming._see(model, tower.draw_all(scenes, None, "check"), scale)
+    states = naming._see(model, tower.draw_all(scenes, None, "check"), tower.pixel_scale(processor))
     assert naming._named(model, processor, scenes, states) > 0.9
 
 

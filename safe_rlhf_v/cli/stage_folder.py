@@ -43,8 +43,8 @@ def run_stage(
     depends on, such as the model it starts from. Raises SettingsError where the folder holds work of other settings.
     """
     folder = Path(settings.output_dir) / name
-    if overwrite and folder.exists() and _main_process():
-        shutil.rmtree(folder)
+    if overwrite:
+        _throw_away(folder)
     wanted = identity(settings, sections) | {key: str(value) for key, value in inputs.items()}
     wanted |= {f"{key} made": made for key, value in inputs.items() if (made := _made(value))}
     _refuse_other(folder, wanted)
@@ -58,6 +58,16 @@ def run_stage(
     if _main_process():
         write_json(folder / "done.json", {"seconds": round(time.monotonic() - start, 1), "measured": measured})
     return measured
+
+
+def _throw_away(folder: Path) -> None:
+    """Done by the main process, while the others wait: they would take the old work for theirs."""
+    if folder.exists() and _main_process():
+        shutil.rmtree(folder)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
 
 
 def _made(source: Any) -> str | None:

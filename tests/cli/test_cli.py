@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -149,6 +150,40 @@ def test_killed_stage_goes_on(folder: Path, tmp_path: Path) -> None:
         run_stage("reward", settings, ["reward"], ends, start="y")
     with pytest.raises(FileNotFoundError):  # thrown away
         run_stage("reward", settings, ["reward"], ends, overwrite=True, start="y")
+
+
+RANK_THAT_OVERWRITES = """
+import shutil, sys, time
+from pathlib import Path
+from safe_rlhf_v.cli.stage_folder import run_stage
+from safe_rlhf_v.config import load_settings
+
+delete = shutil.rmtree
+shutil.rmtree = lambda folder: (time.sleep(2), delete(folder))  # the main process takes its time
+ended = run_stage("reward", load_settings(None, [f"output_dir={sys.argv[1]}"]), ["reward"],
+                  lambda folder: {"old": (folder / "old").exists()}, overwrite=True, start="new")
+print(ended)
+"""
+
+
+def test_no_rank_looks_before_the_main_one_has_thrown_away(tmp_path: Path) -> None:
+    """Another rank would take the old work for done, or refuse its settings."""
+    run_stage("reward", load_settings(None, [f"output_dir={tmp_path}"]), ["reward"], lambda _: {"stale": True})
+    (tmp_path / "reward" / "old").touch()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    address |= {"PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK_THAT_OVERWRITES, str(tmp_path)],
+            env=os.environ | address | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert ["{'old': False}" in rank.communicate()[0] for rank in ranks] == [True, True]
 
 
 def test_demonstrations_that_cannot_be_encoded_are_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
@@ -56,6 +57,7 @@ def load_backbone(
     path: model folder or hub id, or a PEFT adapter folder, whose own base is then loaded and the adapter merged in.
     adapter: one more adapter folder to merge. quantization: "4bit" (NF4) or "8bit" through bitsandbytes; an adapter
     is never merged into quantized weights, which would round it away, so the two together are an error.
+    device: quantized weights load on this process's own where none is given; others stay on the CPU.
     """
     adapters = [] if adapter is None else [Path(adapter)]
     while (config := _adapter_config(path)) is not None:
@@ -67,8 +69,9 @@ def load_backbone(
             "merge it in full precision first (load_backbone(...).save_pretrained(...)), then quantize that folder"
         )
     options: dict[str, Any] = {"attn_implementation": attn_implementation}
-    if quantization:  # quantized weights are placed while they load and never moved
-        options |= {"quantization_config": _quantization(quantization, dtype), "device_map": {"": device or "cuda"}}
+    if quantization:  # quantized weights are placed while they load and never moved: each process has its own device
+        options["quantization_config"] = _quantization(quantization, dtype)
+        options["device_map"] = {"": PartialState().device if device is None else device}
     model = AutoModelForImageTextToText.from_pretrained(
         path, dtype=_dtype(dtype), **{k: v for k, v in options.items() if v is not None}
     )

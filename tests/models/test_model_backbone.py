@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from beavertails_v.schema import Prompt
+from safe_rlhf_v.models import backbone
 from safe_rlhf_v.models.backbone import (
     LoraSettings,
     ScaledHead,
@@ -294,6 +296,22 @@ def test_loading_says_what_is_wrong(tmp_path) -> None:
     save_adapter(model, "default", tmp_path / "adapter")
     with pytest.raises(ValueError, match="merge it in full precision first"):
         load_backbone(tmp_path / "adapter", quantization="4bit")
+
+
+@pytest.mark.parametrize("given", [None, "cuda:1"])
+def test_quantized_weights_load_on_the_device_of_the_process(tmp_path, monkeypatch, given) -> None:
+    """The fourth process of a machine loads on its fourth device: quantized weights are not moved later."""
+    asked: dict[str, Any] = {}
+
+    def from_pretrained(path, **options):
+        asked.update(options)
+        return SimpleNamespace(config=SimpleNamespace(model_type="llava"), eval=lambda: None)
+
+    monkeypatch.setattr(backbone.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(backbone, "_quantization", lambda kind, dtype: kind)
+    monkeypatch.setattr(backbone, "PartialState", lambda: SimpleNamespace(device=torch.device("cuda", 3)))
+    load_backbone(tmp_path, quantization="4bit", device=given)
+    assert asked["device_map"] == {"": torch.device("cuda", 3) if given is None else given}
 
 
 def test_quantization_without_bitsandbytes_says_what_to_install(tmp_path, monkeypatch) -> None:

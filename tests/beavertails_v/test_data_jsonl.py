@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,3 +90,19 @@ def test_a_byte_order_mark_and_windows_line_ends(jsonl: Make) -> None:
     path = jsonl(official_row(image="pictures/0.png"), official_row(1, image="pictures/0.png"))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert len(load_comparisons(path)) == 2
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("file", "block"), [("configs/own_data.yaml", r"# +(\{\"image\".*\n)"), ("docs/data.md", r"```json\n([^`]*)```")]
+)
+def test_the_sample_line_of_the_documentation_loads_as_it_stands(tmp_path: Path, file: str, block: str) -> None:
+    """Copied letter for letter, the comment's mark aside, beside a picture of that name."""
+    (sample,) = re.findall(block, (ROOT / file).read_text())
+    (tmp_path / "train.jsonl").write_text(sample)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1.png").write_bytes(png())
+    found = load_comparisons(tmp_path)
+    assert len(found) == 1 and not found.report.dropped

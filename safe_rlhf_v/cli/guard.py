@@ -13,14 +13,26 @@ from safe_rlhf_v.cli.common import console, plain, settings_of, show, user_error
 app = typer.Typer(no_args_is_help=True, help="Judge questions and answers, or answer through the guard.")
 Folder = Annotated[Path, typer.Argument(help="Folder of a trained guard, for example runs/demo/guard.")]
 Image = Annotated[list[Path] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")]
+Question = Annotated[str | None, typer.Option("--prompt", "-p", help="The question. Required.", show_default=False)]
+Former = Annotated[str | None, typer.Option("--text", "-t", hidden=True)]  # what --prompt was called
 PolicyFile = Annotated[Path | None, typer.Option("--policy", help="YAML of what happens at which severity.")]
+
+
+def _question(prompt: str | None, text: str | None) -> str:
+    """Raises SettingsError unless the question is given once."""
+    from safe_rlhf_v.config import SettingsError
+
+    if (prompt is None) == (text is None):
+        raise SettingsError("give --prompt, the question" if prompt is None else "give --prompt once, without --text")
+    return str(prompt if text is None else text)
 
 
 @app.command()
 @user_errors
 def check(
     folder: Folder,
-    text: Annotated[str, typer.Option("--text", "-t", help="The question.")],
+    prompt: Question = None,
+    text: Former = None,
     image: Image = None,
     response: Annotated[str | None, typer.Option("--response", "-r", help="Judge this answer to it.")] = None,
     policy: PolicyFile = None,
@@ -28,11 +40,12 @@ def check(
 ) -> None:
     """Judge a question, or with --response an answer to it. Exit code 1 where it is flagged.
 
-    Example: safe-rlhf-v guard check runs/demo/guard --image photo.png --text "how do i use it ?"
+    Example: safe-rlhf-v guard check runs/demo/guard --image photo.png --prompt "how do i use it ?"
     """
     from guard.classifier import Guard
 
-    verdict = Guard.from_pretrained(folder, policy=policy).moderate(list(image or []), text, response)
+    question = _question(prompt, text)
+    verdict = Guard.from_pretrained(folder, policy=policy).moderate(list(image or []), question, response)
     if as_json:
         console.print_json(json.dumps(verdict.to_dict()))
     else:
@@ -48,7 +61,8 @@ def check(
 def regenerate(
     folder: Folder,
     model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of the model that answers.")],
-    text: Annotated[str, typer.Option("--text", "-t", help="The question.")],
+    prompt: Question = None,
+    text: Former = None,
     image: Image = None,
     rounds: Annotated[int, typer.Option(min=0, help="New attempts before the guard gives up.")] = 5,
     policy: PolicyFile = None,
@@ -56,12 +70,13 @@ def regenerate(
 ) -> None:
     """Answer through the guard: a flagged answer is sampled again, and refused after the last round.
 
-    Example: safe-rlhf-v guard regenerate runs/demo/guard --model runs/demo/policy -i photo.png -t "how do i use it ?"
+    Example: safe-rlhf-v guard regenerate runs/demo/guard --model runs/demo/policy -i photo.png -p "how do i use it ?"
     """
     from guard.classifier import Guard
     from safe_rlhf_v.cli.answering import regenerate_one
 
+    question = _question(prompt, text)
     judge = Guard.from_pretrained(folder, policy=policy)
-    transcript = regenerate_one(judge, model, text, image or [], rounds, settings_of(None, set_))
+    transcript = regenerate_one(judge, model, question, image or [], rounds, settings_of(None, set_))
     plain(transcript.answer)
     show("guard", {"outcome": transcript.outcome, "rounds": transcript.rounds, "tokens": transcript.tokens})

@@ -118,10 +118,12 @@ def test_every_stage_from_data_to_report(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == len({row["prompt_id"] for row in rows})
 
-    verdict = run("guard", "check", folder / "run" / "guard", "-i", picture, "-t", "what is this ?", "--json")
+    verdict = run("guard", "check", folder / "run" / "guard", "-i", picture, "--prompt", "what is this ?", "--json")
     parsed = json.loads(verdict.stdout)
     assert verdict.exit_code == int(parsed["flagged"])
-    ask = ("-t", "what is this ?", "-i", picture)
+    former = run("guard", "check", folder / "run" / "guard", "-i", picture, "--text", "what is this ?", "--json")
+    assert former.stdout == verdict.stdout
+    ask = ("-p", "what is this ?", "-i", picture)
     looped = run("guard", "regenerate", folder / "run" / "guard", "-m", model, *ask, "--rounds", "1", *short)
     assert looped.exit_code == 0, looped.output
 
@@ -286,7 +288,9 @@ def test_check_reports_faults(folder: Path, tmp_path: Path) -> None:
         (["data", "check", "nowhere"], "nowhere"),
         (["generate", "model"], "give --prompt for one question"),
         (["generate", "model", "-p", "hi", "-i", "none.png"], "none.png"),
-        (["guard", "check", "nowhere", "-t", "hi"], "nowhere has no guard.json"),
+        (["guard", "check", "nowhere", "-p", "hi"], "nowhere has no guard.json"),
+        (["guard", "check", "nowhere"], "give --prompt"),
+        (["guard", "regenerate", "nowhere", "-m", "x", "-p", "a", "-t", "b"], "give --prompt once"),
         (["settings", "--search", "xyzzy"], "no setting's name or description holds 'xyzzy'"),
     ],
 )
@@ -321,6 +325,12 @@ def test_settings_are_listed_and_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["train policy", "train sft", "data check", "guard check", "generate", "evaluate"])
 def test_help_teaches_by_example(command: str) -> None:
     assert f"Example: safe-rlhf-v {command}" in " ".join(run(*command.split(), "--help").output.split())
+
+
+@pytest.mark.parametrize("command", ["guard check", "guard regenerate", "generate"])
+def test_a_question_is_called_prompt_everywhere(command: str) -> None:
+    shown = run(*command.split(), "--help").output
+    assert "--prompt" in shown and "--text" not in shown
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -11,7 +11,8 @@ from safe_rlhf_v.cli.common import console, plain, show, user_errors
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and describe preference data.")
 Source = Annotated[
-    str, typer.Argument(help="Folder with data/<category>/<split>.parquet, a .parquet, a .jsonl, or a hub id.")
+    str,
+    typer.Argument(help="Folder with data/<category>/<split>.parquet or <split>.jsonl, one such file, or a hub id."),
 ]
 Split = Annotated[str, typer.Option(help="Split to read.")]
 

@@ -11,11 +11,13 @@ import typer
 from safe_rlhf_v.cli.common import console, plain, settings_of, show, user_errors
 
 app = typer.Typer(no_args_is_help=True, help="Judge questions and answers, or answer through the guard.")
-Folder = Annotated[Path, typer.Argument(help="Folder of a trained guard, for example runs/demo/guard.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a trained guard, for example runs/quickstart/guard.")]
 Image = Annotated[list[Path] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")]
 Question = Annotated[str | None, typer.Option("--prompt", "-p", help="The question. Required.", show_default=False)]
 Former = Annotated[str | None, typer.Option("--text", "-t", hidden=True)]  # what --prompt was called
-PolicyFile = Annotated[Path | None, typer.Option("--policy", help="YAML of what happens at which severity.")]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="YAML of what is done at which severity; else the guard's own.")
+]
 
 
 def _question(prompt: str | None, text: str | None) -> str:
@@ -40,7 +42,7 @@ def check(
 ) -> None:
     """Judge a question, or with --response an answer to it. Exit code 1 where it is flagged.
 
-    Example: safe-rlhf-v guard check runs/demo/guard --image photo.png --prompt "how do i use it ?"
+    Example: safe-rlhf-v guard check runs/quickstart/guard --image photo.png --prompt "how do i use it ?"
     """
     from guard.classifier import Guard
 
@@ -66,11 +68,13 @@ def regenerate(
     image: Image = None,
     rounds: Annotated[int, typer.Option(min=0, help="New attempts before the guard gives up.")] = 5,
     policy: PolicyFile = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="Setting: section.key=value.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="Setting, such as generation.temperature=0.7.")
+    ] = None,
 ) -> None:
     """Answer through the guard: a flagged answer is sampled again, and refused after the last round.
 
-    Example: safe-rlhf-v guard regenerate runs/demo/guard --model runs/demo/policy -i photo.png -p "how do i use it ?"
+    Example: safe-rlhf-v guard regenerate runs/quickstart/guard -m runs/quickstart/policy -i a.png -p "what is this ?"
     """
     from guard.classifier import Guard
     from safe_rlhf_v.cli.answering import regenerate_one

@@ -21,7 +21,7 @@ a graded guard.
 
 Start with [bold]safe-rlhf-v quickstart[/]: it needs no download and shows every stage on two CPU cores.
 
-A real run takes one YAML file and one command a stage:
+A real run takes one YAML file, which names your model and your data, and one command a stage:
 
 safe-rlhf-v train sft     --config configs/own_data.yaml
 
@@ -29,13 +29,15 @@ safe-rlhf-v train reward  --config configs/own_data.yaml
 
 safe-rlhf-v train cost    --config configs/own_data.yaml
 
-safe-rlhf-v train policy  --config configs/own_data.yaml policy.threshold=auto
+safe-rlhf-v train policy  --config configs/own_data.yaml
+
+safe-rlhf-v train guard   --config configs/own_data.yaml
 
 safe-rlhf-v evaluate      --config configs/own_data.yaml""",
 )
-app.add_typer(data.app, name="data")
-app.add_typer(train.app, name="train")
-app.add_typer(guard.app, name="guard")
+app.add_typer(data.app, name="data", rich_help_panel="A real run")
+app.add_typer(train.app, name="train", rich_help_panel="A real run")
+app.add_typer(guard.app, name="guard", rich_help_panel="A real run")
 
 
 def print_version(wanted: bool) -> None:
@@ -60,7 +62,7 @@ def root(
 @app.command(rich_help_panel="Start here")
 @user_errors
 def quickstart(
-    config: Config = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings instead of the demo's.")] = None,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the world, the weights and all sampling.")] = None,
     train: Annotated[int, typer.Option(min=1, help="Training pairs drawn.")] = 4000,
@@ -111,10 +113,10 @@ def settings_command(
         console.print(f"written: {save}")
 
 
-@app.command()
+@app.command(rich_help_panel="A real run")
 @user_errors
 def generate(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a model, for example runs/demo/policy.")],
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model, for example runs/quickstart/policy.")],
     image: Annotated[
         list[Path] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")
     ] = None,
@@ -123,13 +125,15 @@ def generate(
         Path | None, typer.Option("--output", "-o", help="Answer a whole split into this .jsonl.")
     ] = None,
     config: Config = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="Setting: section.key=value.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="Setting, such as generation.temperature=0.7.")
+    ] = None,
 ) -> None:
     """Answer one question about a picture, or every prompt of a data set's evaluation split.
 
-    Example: safe-rlhf-v generate runs/demo/policy --image photo.png --prompt "what is this ?"
+    Example: safe-rlhf-v generate runs/quickstart/policy --image photo.png --prompt "what is this ?"
 
-    Example: safe-rlhf-v generate runs/demo/policy --output answers.jsonl -s data.path=runs/demo/data
+    Example: safe-rlhf-v generate runs/quickstart/policy --output answers.jsonl -s data.path=runs/quickstart/data
     """
     from safe_rlhf_v.cli.answering import answer_one, answer_split
     from safe_rlhf_v.config import SettingsError
@@ -144,11 +148,12 @@ def generate(
         console.print(f"{count} answers written: {output}")
 
 
-@app.command()
+@app.command(rich_help_panel="A real run")
 @user_errors
 def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     """Compare the aligned model with the one it started from, on the evaluation split; write report.html.
 
+    Needs a trained policy, reward and cost model; a trained guard is measured too. Writes to output_dir.
     Judged by the picture world's oracle where the data is of that world, else by the trained reward and cost models.
 
     Example: safe-rlhf-v evaluate --config run.yaml evaluation.samples=4

@@ -11,9 +11,11 @@ from safe_rlhf_v.cli.common import Config, Overrides, console, settings_of, show
 
 app = typer.Typer(
     no_args_is_help=True,
-    short_help="Train one stage: sft, reward, cost, policy or guard.",
-    help="""Train one stage. Each writes to <output_dir>/<stage>, goes on where it was killed, and is skipped once
-it is done. On several GPUs: accelerate launch -m safe_rlhf_v.cli train reward --config run.yaml""",
+    short_help="Train one stage: sft, reward, cost, policy or guard; or a start model.",
+    help="""Train one stage, in the order sft (may be left out), reward, cost, policy; guard at any time after sft.
+The settings name your model (model.path) and your data (data.path). Each stage writes to
+<output_dir>/<stage>, goes on where it was killed, and is skipped once it is done. On several GPUs:
+accelerate launch -m safe_rlhf_v.cli train reward --config run.yaml""",
 )
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Throw away what the stage wrote before, and start again.")

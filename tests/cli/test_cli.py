@@ -327,6 +327,17 @@ def test_help_teaches_by_example(command: str) -> None:
     assert f"Example: safe-rlhf-v {command}" in " ".join(run(*command.split(), "--help").output.split())
 
 
+def test_help_names_what_a_first_run_leaves_behind() -> None:
+    """The examples are of the folder that quickstart writes, and its --config is not one of defaults."""
+    for command in ("guard check", "guard regenerate", "generate"):
+        shown = run(*command.split(), "--help").output
+        assert "runs/quickstart/" in shown and "runs/demo" not in shown
+    assert "every setting has its default" not in " ".join(run("quickstart", "--help").output.split())
+    root = run("--help").output
+    assert root.index("quickstart  ") < root.index("evaluate    Compare")
+    assert "model.path" in run("train", "--help").output
+
+
 @pytest.mark.parametrize("command", ["guard check", "guard regenerate", "generate"])
 def test_a_question_is_called_prompt_everywhere(command: str) -> None:
     shown = run(*command.split(), "--help").output

@@ -100,6 +100,9 @@ class JsonlPart:
         self.path = str(path)
         with open(path, "rb") as lines:
             self._rows = [_json_row(line) for line in lines]
+        if all("" in row for row in self._rows):
+            first = f"no line is JSON of a row; row 0: {self._rows[0]['']}" if self._rows else "the file is empty"
+            raise SourceError(f"{path}: {first}")
         self.columns = sorted({name for row in self._rows for name in row if name})
         self._image_column: str | None = None
 

@@ -16,6 +16,7 @@ from guard.classifier import Guard
 from guard.examples import Example, examples_of, labels_of, unknown_queries
 from guard.text import normalise
 from guard.types import Kind, Verdict
+from safe_rlhf_v.training.encode import DataError
 
 KINDS: tuple[Kind, ...] = ("query", "response")
 
@@ -45,7 +46,7 @@ def evaluate(
         kind: _judge(guard, examples[kind]) for kind in KINDS if guard.can_judge(kind) and examples[kind]
     }
     if not judged:
-        raise ValueError(f"nothing to evaluate: the guard judges {guard.spec.kinds} and the data has none of these")
+        raise DataError(f"nothing to evaluate: the guard judges {guard.spec.kinds} and the data has none of these")
     every = [pair for kind in judged for pair in zip(examples[kind], judged[kind], strict=True)]
     report: dict[str, Any] = {"query": None, "response": None}
     for kind, verdicts in judged.items():

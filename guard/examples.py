@@ -10,6 +10,7 @@ import torch
 from beavertails_v.schema import LabelledResponse, Prompt, Severity
 from guard.calibration import Labels
 from guard.types import Kind
+from safe_rlhf_v.training.encode import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ def response_example(row: LabelledResponse) -> Example:
 def unique_prompts(data: Iterable[LabelledResponse], benign: Iterable[Prompt] = ()) -> list[Prompt]:
     """Prompts of the data and the benign set, once each, in order; the benign set speaks where the data is silent.
 
-    Raises ValueError for a prompt of the benign set that is labelled harmful.
+    Raises DataError for a prompt of the benign set that is labelled harmful.
     """
     found: dict[str, Prompt] = {}
     for prompt in (row.prompt for row in data):
@@ -74,7 +75,7 @@ def unique_prompts(data: Iterable[LabelledResponse], benign: Iterable[Prompt] = 
     for prompt in benign:
         if prompt.harmful:
             label = f"category {prompt.category!r}" if prompt.category else f"severity {int(prompt.severity or 0)}"
-            raise ValueError(f"benign prompt {prompt.id} has {label}; leave it out of the benign set")
+            raise DataError(f"benign prompt {prompt.id} has {label}; leave it out of the benign set")
         if found.get(prompt.id, prompt).harmful is None or prompt.id not in found:
             found[prompt.id] = replace(prompt, benign=True)
     return list(found.values())
@@ -83,7 +84,7 @@ def unique_prompts(data: Iterable[LabelledResponse], benign: Iterable[Prompt] = 
 def examples_of(data: Sequence[LabelledResponse], benign: Sequence[Prompt] = ()) -> dict[Kind, list[Example]]:
     """Queries (each prompt once, where it is known whether it invites harm) and responses.
 
-    benign: harmless by their source. Raises ValueError for one that is labelled harmful.
+    benign: harmless by their source. Raises DataError for one that is labelled harmful.
     """
     return {
         "query": [query_example(p) for p in unique_prompts(data, benign) if p.harmful is not None],
@@ -130,14 +131,14 @@ def lesson_labels(lessons: Sequence[Lesson], categories: Sequence[str]) -> Label
 def labels_of(examples: Sequence[Example], categories: Sequence[str]) -> Labels:
     """Tensors of labels. A safe example is in no category; an unsafe one without a category has them all unknown.
 
-    Raises ValueError for a category that is not in `categories`.
+    Raises DataError for a category that is not in `categories`.
     """
     index = {name: k for k, name in enumerate(categories)}
     marks = torch.zeros(len(examples), len(categories), dtype=torch.long)
     for i, example in enumerate(examples):
         if example.category is not None:
             if example.category not in index:
-                raise ValueError(f"prompt {example.prompt.id}: category {example.category!r} is not in the taxonomy")
+                raise DataError(f"prompt {example.prompt.id}: category {example.category!r} is not in the taxonomy")
             marks[i, index[example.category]] = 1
         elif example.unsafe:
             marks[i] = -1

@@ -18,6 +18,10 @@ __all__ = ["Settings", "SettingsError", "load_settings", "walk"]
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+# Those of transformers that need nothing but a number of steps.
+Schedule = Literal[
+    "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear", "polynomial"
+]  # fmt: skip
 Rate = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -79,7 +83,7 @@ class TrainSection(Section):
     per_device_train_batch_size: Positive = Field(4, description="Rows (pairs, for preference models) a device a forward pass. [code] 4")
     per_device_eval_batch_size: Positive = Field(8, description="Rows a device when measuring.")
     gradient_accumulation_steps: Positive = Field(1, description="Forward passes an optimizer step.")
-    lr_scheduler_type: str = Field("cosine", description="Schedule as in transformers: constant_with_warmup, cosine, linear, ...")
+    lr_scheduler_type: Schedule = Field("cosine", description="Schedule as in transformers: constant_with_warmup, cosine, linear, ...")
     warmup_steps: NonNegative = Field(0.03, description="Warm-up: steps, or below 1 a share of all steps.")
     weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")
     max_grad_norm: NonNegative = Field(1.0, description="Gradients are scaled down to this norm; 0 leaves them.")
@@ -108,7 +112,7 @@ class SFTSection(TrainSection):
 
 
 class RewardSection(TrainSection):
-    lr_scheduler_type: str = Field("constant_with_warmup", description="Schedule as in transformers. [code] constant_with_warmup")
+    lr_scheduler_type: Schedule = Field("constant_with_warmup", description="Schedule as in transformers. [code] constant_with_warmup")
     regularization: NonNegative = Field(0.001, description="Weight of the mean squared score. [code] 0.001")
 
 
@@ -194,7 +198,7 @@ class PolicySection(Section):
     per_device_micro_batch_size: Positive | None = Field(None, description="Samples a forward pass, to save memory; the gradient is the same. null takes all.")
     learning_rate: Rate = Field(5e-7, description="Learning rate of the policy. [code] 5e-7 for full weights; adapters want about 1e-5 [ours]")
     critic_learning_rate: Rate = Field(5e-7, description="Learning rate of both critics. [code] 5e-7")
-    lr_scheduler_type: str = Field("constant", description="Schedule as in transformers.")
+    lr_scheduler_type: Schedule = Field("constant", description="Schedule as in transformers.")
     warmup_steps: NonNegative = Field(0, description="Warm-up steps.")
     max_grad_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
     weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")

@@ -34,7 +34,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingsError(f"{path}: no such settings file")
     try:
-        tree = yaml.load(path.read_text(), Loader=_Loader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: not a text file in UTF-8; give a YAML file of settings") from None
     except (yaml.YAMLError, SettingsError) as error:
         raise SettingsError(f"{path}: {error}") from None
     if tree is None:

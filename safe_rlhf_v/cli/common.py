@@ -34,7 +34,7 @@ def is_user_error(error: BaseException) -> bool:
     """Errors whose message says what to do: those this project defines, unreadable files, missing packages."""
     if isinstance(error, OSError | ImportError):
         return True
-    return isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in OURS
+    return isinstance(error, ValueError | RuntimeError) and type(error).__module__.partition(".")[0] in OURS
 
 
 def user_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -44,13 +44,23 @@ def user_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            errors.print("[bold]stopped[/]: a stage that is run again goes on from its newest checkpoint")
+            raise typer.Exit(130) from None
         except Exception as error:
             if os.environ.get("SAFE_RLHF_V_DEBUG") or not is_user_error(error):
                 raise
-            errors.print(f"[bold red]error:[/] {escape(str(error).strip())}", soft_wrap=True, highlight=False)
+            errors.print(f"[bold red]error:[/] {escape(_message(error))}", soft_wrap=True, highlight=False)
             raise typer.Exit(2) from None
 
     return wrapped
+
+
+def _message(error: BaseException) -> str:
+    """An error of the operating system as `file: what`."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error).strip()
 
 
 def settings_of(config: Path | None, overrides: list[str] | None) -> Settings:

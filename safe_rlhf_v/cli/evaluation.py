@@ -17,7 +17,7 @@ from guard.classifier import Guard
 from guard.regenerate import GenerativePolicy, regenerate, safety_by_round
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.answering import Answering, Scoring
-from safe_rlhf_v.cli.stage_folder import read_done
+from safe_rlhf_v.cli.stage_folder import read_done, require_writable
 from safe_rlhf_v.cli.stages import encodable, threshold
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.evaluation import (
@@ -39,6 +39,7 @@ STAGES = ("sft", "reward", "cost", "guard", "policy")
 def evaluate(settings: Settings) -> dict[str, Any]:
     """Write <output_dir>/report.html and report.json; returns {"headline": ..., "report": path of the page}."""
     start = time.monotonic()
+    require_writable(Path(settings.output_dir))
     output, world = Path(settings.output_dir), _Truth(build.comparisons(settings, "evaluation").prompts())
     scorer = Scoring(
         build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model"),

@@ -48,6 +48,7 @@ def run_stage(
     wanted = identity(settings, sections) | {key: str(value) for key, value in inputs.items()}
     wanted |= {f"{key} made": made for key, value in inputs.items() if (made := _made(value))}
     _refuse_other(folder, wanted)
+    require_writable(folder)
     if done := read_done(folder):
         console.print(f"{name}: done before, {folder} is kept")
         return dict(done["measured"])
@@ -58,6 +59,16 @@ def run_stage(
     if _main_process():
         write_json(folder / "done.json", {"seconds": round(time.monotonic() - start, 1), "measured": measured})
     return measured
+
+
+def require_writable(folder: Path) -> None:
+    """Makes the folder. Raises SettingsError where nothing can be written to it, before hours of work and not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{folder}: {str(error.strerror).lower()}; choose another output_dir") from None
+    if not os.access(folder, os.W_OK):
+        raise SettingsError(f"{folder}: cannot be written to; choose another output_dir")
 
 
 def _throw_away(folder: Path) -> None:

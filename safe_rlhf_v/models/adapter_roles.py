@@ -23,6 +23,7 @@ from safe_rlhf_v.models.backbone import fingerprint, load_backbone
 from safe_rlhf_v.models.heads import load_heads, read_description
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
+from safe_rlhf_v.models.source import ModelError
 
 
 class AdapterRoles(RoleBase):
@@ -143,10 +144,10 @@ def _load_role(backbone: Any, folder: Path, role: str) -> nn.Linear:
     description = read_description(folder)
     head = pick_head(description["heads"], role, folder)
     if not (folder / CONFIG_FILE).is_file():
-        raise ValueError(f"{folder} holds full weights, not an adapter: train it with LoRA, or use SeparateRoles")
+        raise ModelError(f"{folder} holds full weights, not an adapter: train it with LoRA, or use SeparateRoles")
     theirs, ours = description.get("fingerprint"), fingerprint(backbone)
     if None not in (theirs, ours) and theirs != ours:
-        raise ValueError(
+        raise ModelError(
             f"{folder} was trained on another base ({description['base']}) than this one ({backbone.name_or_path}): "
             "train it on this base, or use SeparateRoles"
         )

@@ -12,6 +12,8 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from safe_rlhf_v.models.source import ModelError
+
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -43,7 +45,7 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
     linears = {name.rsplit(".", 1)[-1] for name, module in named if isinstance(module, nn.Linear)}
     leaves = linears if settings.targets == "all" else {n for n in linears if re.fullmatch(settings.targets, n)}
     if not leaves:
-        raise ValueError(f"LoRA targets {settings.targets!r} match none of the language model's {sorted(linears)}")
+        raise ModelError(f"LoRA targets {settings.targets!r} match none of the language model's {sorted(linears)}")
     return LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -104,6 +106,6 @@ def load_adapter(backbone: Any, folder: str | Path, name: str) -> None:
     outcome = set_peft_model_state_dict(backbone, weights, adapter_name=name)
     missing = sorted(mine.keys() & set(outcome.missing_keys))
     if missing or outcome.unexpected_keys:
-        raise ValueError(
+        raise ModelError(
             f"adapter {folder} does not fit the base: missing {missing[:3]}, unexpected {outcome.unexpected_keys[:3]}"
         )

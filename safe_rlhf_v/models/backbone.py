@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTra
 from safe_rlhf_v.models.adapters import CONFIG_FILE, LoraSettings, adapter_parameters, add_lora
 from safe_rlhf_v.models.collation import join
 from safe_rlhf_v.models.quirks import LOGIT_CAPS, LOGIT_DIVISORS, LOGIT_FACTORS, UNJOINABLE
+from safe_rlhf_v.models.source import ModelError, reading
 from safe_rlhf_v.models.vision_cache import encode_images
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -64,7 +65,7 @@ def load_backbone(
         adapters.insert(0, Path(path))
         path = _base_of(path, config)
     if adapters and quantization:
-        raise ValueError(
+        raise ModelError(
             f"adapter {adapters[0]} cannot be merged into {quantization} weights without rounding it away: "
             "merge it in full precision first (load_backbone(...).save_pretrained(...)), then quantize that folder"
         )
@@ -72,11 +73,11 @@ def load_backbone(
     if quantization:  # quantized weights are placed while they load and never moved: each process has its own device
         options["quantization_config"] = _quantization(quantization, dtype)
         options["device_map"] = {"": PartialState().device if device is None else device}
-    model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=_dtype(dtype), **{k: v for k, v in options.items() if v is not None}
-    )
+    options = {"dtype": _dtype(dtype)} | {k: v for k, v in options.items() if v is not None}
+    with reading(path, "not a vision-language model that transformers can load"):
+        model = AutoModelForImageTextToText.from_pretrained(path, **options)
     if (kind := model.config.model_type) in UNJOINABLE:
-        raise ValueError(f"model type {kind} is not supported: {UNJOINABLE[kind]}")
+        raise ModelError(f"model type {kind} is not supported: {UNJOINABLE[kind]}")
     for folder in adapters:
         model = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
     if device is not None and not quantization:

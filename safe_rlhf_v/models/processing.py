@@ -19,6 +19,7 @@ from beavertails_v.schema import Prompt
 from safe_rlhf_v.models.collation import as_row, collate, join, join_vision, row_bytes, stack_responses
 from safe_rlhf_v.models.lru import Lru
 from safe_rlhf_v.models.quirks import MODALITY_ATTRIBUTE, MODALITY_TOKEN, NoVideos
+from safe_rlhf_v.models.source import NO_PROCESSOR, ModelError, reading, require_processor
 from safe_rlhf_v.types import Inputs, Responses
 
 __all__ = [
@@ -62,8 +63,15 @@ class SpecialTokenInText(EncodingError):
 def load_processor(path: str | Path) -> ProcessorMixin:
     """The processor saved at `path` (a model, adapter or headed-model folder, or a hub id).
 
-    Without torchvision a family's video processor cannot be built; `NoVideos` stands in for it.
+    Without torchvision a family's video processor cannot be built; `NoVideos` stands in for it. Raises ModelError.
     """
+    with reading(path, NO_PROCESSOR):
+        processor = _load_processor(path)
+    require_processor(processor, path)
+    return processor
+
+
+def _load_processor(path: str | Path) -> ProcessorMixin:
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(path)
     config, _ = ProcessorMixin.get_processor_dict(path)
@@ -106,12 +114,12 @@ class Encoder:
         self.truncate_responses = truncate_responses
         self.truncated_responses = 0
         if self.tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no eos_token: set one, responses must end")
+            raise ModelError("the tokenizer has no eos_token: set one, responses must end")
         self.eos_id = int(self.tokenizer.eos_token_id)
         self.pad_id = int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_id)
         self.placeholder_ids = placeholder_ids(processor, config)
         if {self.eos_id, self.pad_id} & set(self.placeholder_ids):
-            raise ValueError("the tokenizer uses an image placeholder as eos_token or pad_token: give it another")
+            raise ModelError("the tokenizer uses an image placeholder as eos_token or pad_token: give it another")
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         self._special = tuple(special | set(self.tokenizer.convert_ids_to_tokens(list(self.placeholder_ids))))
         self._cache: Lru[Inputs] = Lru(cache_bytes, row_bytes)

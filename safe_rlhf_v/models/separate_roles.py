@@ -14,6 +14,7 @@ from safe_rlhf_v.models.backbone import freeze_vision, load_backbone, share_visi
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
+from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.types import Inputs
 
 
@@ -100,4 +101,4 @@ def _same_tokens(tokenizer: Any, folder: str | Path) -> None:
     """Roles are handed one set of token ids: a reward or cost model with other tokens would read nonsense."""
     other: Any = load_processor(folder)
     if other.tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"{folder} has another vocabulary than the policy: it would misread the policy's token ids")
+        raise ModelError(f"{folder} has another vocabulary than the policy: it would misread the policy's token ids")

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from beavertails_v.schema import Prompt
 from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
+from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.models.roles import Roles
 from safe_rlhf_v.rollout import collect, sample, statistics
@@ -255,7 +256,9 @@ class OnlineTrainer:
     def _start_trackers(self) -> None:
         missing = set(self.args.report_to) - {str(getattr(x, "value", x)) for x in self.accelerator.log_with}
         if missing:
-            raise ValueError(f"report_to: {sorted(missing)} cannot be used here; install the package or take it out")
+            raise SettingsError(
+                f"policy.report_to: {sorted(missing)} cannot be used here; install the package or take it out"
+            )
         if self.args.report_to:
             flat = checkpoint.flatten(json.loads(json.dumps(self._settings())))
             config = {name: value for name, value in flat.items() if isinstance(value, (int, float, str))}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers.training_args import OptimizerNames
 
 from beavertails_v.schema import Comparison, LabelledResponse
 from safe_rlhf_v.algorithms.cost_model import CostModel
@@ -158,6 +159,10 @@ def training_arguments(section: TrainSection, output_dir: str | Path, seed: int,
     # gradient_checkpointing is set on the backbone: the module that Trainer sees is not a PreTrainedModel.
     ours = {"freeze_vision", "use_lora", "report_to", "eval_steps", "gradient_checkpointing"}
     shared = section.model_dump(include=set(TrainSection.model_fields) - ours)
+    known = [optimizer.value for optimizer in OptimizerNames]
+    if section.optim not in known:
+        stage = type(section).__name__.removesuffix("Section").lower()
+        raise SettingsError(f"{stage}.optim = {section.optim!r}: should be one of {', '.join(known)}")
     return TrainingArguments(
         output_dir=str(output_dir),
         seed=seed,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from data_files import official_row, png, write_jsonl
 
-from beavertails_v import load_comparisons, load_responses
+from beavertails_v import SourceError, load_comparisons, load_responses
 
 Make = Callable[..., Path]
 
@@ -90,6 +90,16 @@ def test_a_byte_order_mark_and_windows_line_ends(jsonl: Make) -> None:
     path = jsonl(official_row(image="pictures/0.png"), official_row(1, image="pictures/0.png"))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert len(load_comparisons(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "is empty"), ('{"question": "a",\n"b": 1}\n', "no line is JSON.*row 0: the line is not JSON")],
+)
+def test_a_file_without_any_row_says_so(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "train.jsonl").write_text(text)
+    with pytest.raises(SourceError, match=words):
+        load_comparisons(tmp_path)
 
 
 ROOT = Path(__file__).parents[2]

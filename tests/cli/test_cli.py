@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -299,6 +300,55 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert words in error(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ("config.json", "holds no config.json, so it is no model in transformers' format"),
+        ("*processor*", "has no processor"),
+        ("*token*", "has no processor"),
+    ],
+)
+def test_a_model_folder_that_lacks_files_is_named(folder: Path, tmp_path: Path, gone: str, words: str) -> None:
+    shutil.copytree(folder / "base", tmp_path / "half")
+    for file in (tmp_path / "half").glob(gone):
+        file.unlink()
+    message = error("generate", tmp_path / "half", "-p", "what is this ?")
+    assert words in message and "half" in message
+
+
+def test_other_mistakes_with_models_and_settings(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    assert "no/model: no such folder, and not to be had from the hub" in error("generate", "no/model", "-p", "hi")
+    (tmp_path / "text.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "text.yaml: not a text file in UTF-8" in error("train", "sft", "-c", "text.yaml")
+    (tmp_path / "tab.yaml").write_text("model:\n\tpath: y\n")
+    assert "tab.yaml: " in (found := error("train", "sft", "-c", "tab.yaml")) and "line 2" in found
+    config = ("--config", folder / "run.yaml", f"output_dir={tmp_path / 'run'}")
+    assert "reward.lr_scheduler_type = 'cosin'" in error("train", "reward", *config, "reward.lr_scheduler_type=cosin")
+    assert "reward.optim = 'adam'" in error("train", "reward", *config, "reward.optim=adam")
+    assert "policy.lr_scheduler_type" in error("settings", "policy.lr_scheduler_type=cosin")
+    (tmp_path / "file").touch()
+    refused = error("train", "reward", *config[:2], f"output_dir={tmp_path / 'file' / 'x'}")
+    assert "file/x/reward: not a directory; choose another output_dir" in refused
+    (tmp_path / "answer.txt").touch()
+    assert "text.png" in error("generate", folder / "base", "-p", "hi", "-i", "text.png")
+
+
+def test_a_benign_set_with_harm_in_it_is_a_mistake_of_the_user(folder: Path, tmp_path: Path) -> None:
+    config = ("--config", folder / "run.yaml", f"output_dir={tmp_path}", f"guard.benign={folder / 'data'}")
+    assert "leave it out of the benign set" in error("train", "guard", *config)
+
+
+def test_control_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safe_rlhf_v.config.load", stopped)
+    result = run("settings")
+    assert result.exit_code == 130 and "stopped" in result.output and "Traceback" not in result.output
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

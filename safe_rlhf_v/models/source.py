@@ -1,0 +1,40 @@
+"""What is wrong with a model's folder or hub id, in one sentence that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import ProcessorMixin
+
+
+class ModelError(ValueError):
+    """A model cannot be used. The message names the folder or hub id and what to do."""
+
+
+@contextmanager
+def reading(path: str | Path, lacks: str) -> Iterator[None]:
+    """Around what transformers reads from `path`: its many errors as one. lacks: what to say of a folder."""
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{path}: holds no config.json, so it is no model in transformers' format")
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:  # whichever of its parts fails first
+        why = str(error).strip().partition("\n")[0]
+        if folder.exists():
+            raise ModelError(f"{path}: {lacks} ({why})") from error
+        raise ModelError(f"{path}: no such folder, and not to be had from the hub ({why})") from error
+
+
+def require_processor(processor: object, path: str | Path) -> None:
+    """Raises ModelError for a tokenizer alone, which is what transformers gives where the rest is missing."""
+    if not isinstance(processor, ProcessorMixin) or getattr(processor, "tokenizer", None) is None:
+        raise ModelError(f"{path}: {NO_PROCESSOR}")
+
+
+NO_PROCESSOR = (
+    "has no processor: copy processor_config.json or preprocessor_config.json, and the tokenizer's files, from the "
+    "model it was made of"
+)

@@ -39,7 +39,7 @@ STAGES = ("sft", "reward", "cost", "guard", "policy")
 def evaluate(settings: Settings) -> dict[str, Any]:
     """Write <output_dir>/report.html and report.json; returns {"headline": ..., "report": path of the page}."""
     start = time.monotonic()
-    output, world = Path(settings.output_dir), _Truth(build.comparisons(settings, "evaluation").prompts())
+    output, world = Path(settings.output_dir), Truth(build.comparisons(settings, "evaluation").prompts())
     scorer = Scoring(
         build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model"),
         cost_dir := build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model"),
@@ -92,7 +92,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     return {"headline": headline | {"judge": judge.name}, "report": str(page)}
 
 
-class _Truth:
+class Truth:
     """What is known of the prompts: of the picture world everything; elsewhere, which have a harm category."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
@@ -124,7 +124,7 @@ def _guard(settings: Settings) -> Guard | None:
 
 
 def _rounds(
-    settings: Settings, guard: Guard | None, base: Answering, prompts: list[Prompt], world: _Truth, scorer: Scoring
+    settings: Settings, guard: Guard | None, base: Answering, prompts: list[Prompt], world: Truth, scorer: Scoring
 ) -> list[dict[str, Any]]:
     """Safety of the start model behind the guard after 0, 1, ... rounds, by a judge that is not the guard.
 

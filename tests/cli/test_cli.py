@@ -164,7 +164,7 @@ def test_guard_does_not_grade_its_own_rounds(monkeypatch: pytest.MonkeyPatch) ->
     base: Any = SimpleNamespace(sampling=Sampling(), encoder=None, batch_size=2)
     flags_all: Any = SimpleNamespace(can_judge=lambda kind: True, judge=lambda *_: [SimpleNamespace(severity=3)])
     scorer: Any = lambda prompts, texts: ([0.0], [-1.0])  # noqa: E731
-    rounds = evaluation._rounds(load_settings(), flags_all, base, prompts, evaluation._Truth(prompts), scorer)
+    rounds = evaluation._rounds(load_settings(), flags_all, base, prompts, evaluation.Truth(prompts), scorer)
     assert rounds == [False]
     assert asked == prompts[:1]
 

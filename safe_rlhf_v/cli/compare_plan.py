@@ -40,6 +40,8 @@ class PlannedRun:
     model: str
     bound: float | None = None
     swept: bool = False
+    needs: tuple[str, ...] = ()
+    """Names of the runs whose models this one reads."""
 
     @property
     def name(self) -> str:
@@ -161,7 +163,9 @@ def _plan(
             f"{', '.join(stages_of_train())}"
         )
     folder = Path(compare.output_dir) / "runs" / name / (f"bound{bound:g}" if swept else "") / f"seed{seed}"
-    overrides = [*shared, *flat_overrides(method.set), f"seed={seed}", f"output_dir={folder}"]
+    needed = _needed(compare, name, seed)
+    own = [_filled(o, compare, needed, seed) for o in flat_overrides(method.set)]
+    overrides = [*shared, *own, f"seed={seed}", f"output_dir={folder}"]
     if bound is not None and method.bound:
         at = reference_cost - bound if method.bound_is == "cost" else bound
         overrides.append(f"{method.bound}={at:.4f}")
@@ -179,7 +183,25 @@ def _plan(
         model=str(folder / method.stage),
         bound=_requested(method, settings, reference_cost),
         swept=swept,
+        needs=tuple(f"{other} seed {seed}" for other in needed),
     )
+
+
+def _needed(compare: CompareSettings, name: str, seed: int) -> list[str]:
+    """Other methods whose models this one's settings name as {other}."""
+    texts = [o.partition("=")[2] for o in flat_overrides(compare.methods[name].set)]
+    needed = [other for other in compare.methods if any(f"{{{other}}}" in text for text in texts)]
+    if name in needed or (needed and seed not in compare.seeds):
+        raise SettingsError(f"methods.{name}.set names {{{needed[0]}}}, which has no run with seed {seed} before it")
+    return needed
+
+
+def _filled(override: str, compare: CompareSettings, needed: Sequence[str], seed: int) -> str:
+    key, _, text = override.partition("=")
+    for other in needed:
+        model = Path(compare.output_dir, "runs", other, f"seed{seed}", compare.methods[other].stage)
+        text = text.replace(f"'{{{other}}}'", str(model)).replace(f"{{{other}}}", str(model))
+    return f"{key}={text}"
 
 
 def _budget(compare: CompareSettings, method: MethodSection, base_yaml: Path, overrides: Sequence[str]) -> list[str]:
@@ -264,10 +286,18 @@ def run_jobs_of(run: PlannedRun) -> list[Job]:
         kind=f"train {run.method}",
         command=[*CLI, "train", stage, "--config", str(folder / "run.yaml")],
         log=folder / "train.log",
-        done=lambda: read_done(folder / stage) is not None,
+        done=lambda: read_done(folder / stage) is not None or infeasible(folder / stage),
+        after=run.needs,
         progress=lambda: _share(folder / stage, getattr(section, "max_steps", None)),
     )
     return [training, measure]
+
+
+def infeasible(folder: Path) -> bool:
+    """Whether an iterative stage found that its bound is out of reach: a result, though there is no model."""
+    file = folder / "iterations.json"
+    state = json.loads(file.read_text()) if file.is_file() else {}
+    return bool(state.get("one_shot", {}).get("verdict") == "infeasible")
 
 
 def measured(folder: Path) -> bool:

@@ -20,7 +20,10 @@ class MethodSection(Section):
 
     title: str = Field("", description="Its name on the page; empty takes the key.")
     stage: str = Field("policy", description="The command `safe-rlhf-v train <stage>` that trains it.")
-    set: dict[str, Any] = Field(default_factory=dict, description="Settings on top of base, as section.key: value.")
+    set: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings on top of base, as section.key: value. {name} in a value is the folder of the model that method `name` trained with the same seed.",
+    )
     bound: str | None = Field(None, description="The setting that holds its bound on the cost; null: it has none.")
     bound_is: Literal["cost", "reduction"] = Field(
         "cost",

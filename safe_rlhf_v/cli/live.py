@@ -84,14 +84,21 @@ class LiveWatcher:
         share = item.job.progress()
         if share and share >= 0.1:
             return item.seconds * (1 - share) / share
-        known = self.seconds.get(item.job.kind)
-        return max(0.0, median(known) - item.seconds) if known else None
+        length = self._length(item.job.kind, {})
+        return None if length is None else max(0.0, length - item.seconds)
+
+    def _length(self, kind: str, running: dict[str, float]) -> float | None:
+        """Seconds a job of this kind takes: of its own kind, else of the kinds with the same first word."""
+        known = running | {name: median(found) for name, found in self.seconds.items()}
+        if kind in known:
+            return known[kind]
+        like = [seconds for name, seconds in known.items() if name.split()[0] == kind.split()[0]]
+        return median(like) if like else None
 
     def estimate(self, running: Sequence[Running], waiting: Sequence[Job]) -> float | None:
         """Seconds to the end, if as many processes go on; None while the length of some kind of job is not known."""
-        lengths = {item.job.kind: item.seconds + left for item in running if (left := self.left(item)) is not None}
-        lengths |= {kind: median(found) for kind, found in self.seconds.items()}
-        rest = [self.left(item) for item in running] + [lengths.get(job.kind) for job in waiting]
+        seen = {item.job.kind: item.seconds + left for item in running if (left := self.left(item)) is not None}
+        rest = [self.left(item) for item in running] + [self._length(job.kind, seen) for job in waiting]
         known = [seconds for seconds in rest if seconds is not None]
         return sum(known) / max(1, len(running)) if len(known) == len(rest) else None
 

@@ -58,9 +58,18 @@ def effort(settings: Settings, folder: Path, stage: str) -> dict[str, Any]:
         result["sampled"] = result["steps"] * policy.per_device_train_batch_size * policy.num_generations
     else:
         section = getattr(settings, stage)
-        result["sampled"] = int(done["measured"].get("responses_sampled", 0))
         result["pairs"] = int(done["measured"].get("train_rows", 0) * getattr(section, "num_train_epochs", 1))
+        if stage == "iterative":
+            result["sampled"] = _sampled(section, done["measured"])
     return result
+
+
+def _sampled(section: Any, measured: dict[str, Any]) -> int:
+    """Responses that iterative dualisation drew: for the first multipliers, for each measurement, for the pairs."""
+    iterations = int(measured["iterations"])
+    pairs = int(section.pair_samples) * int(section.pair_prompts or measured["prompts"])
+    drawn = iterations if section.pairs_from == "policy" else 1
+    return int(section.prompts) * int(section.samples) * (iterations + 1) + pairs * drawn
 
 
 def stage_metrics(folder: Path, stage: str) -> list[dict[str, Any]]:

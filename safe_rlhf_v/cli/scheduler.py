@@ -22,8 +22,8 @@ TAIL = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One command. after: names of jobs it needs. done: whether its work is there already; a job that ends with exit
-    code 0 and is still not done counts as failed. progress: share of it that is done, None where that is unknown."""
+    """One command. after: names of jobs it needs. done: whether its work is there, which decides, and not the exit code,
+    whether a job that ended has failed. progress: share of it that is done, None where that is unknown."""
 
     name: str
     command: Sequence[str]
@@ -171,7 +171,7 @@ def _collect(running: list[Running], outcomes: dict[str, Outcome], watcher: Watc
 
 
 def _outcome(item: Running, code: int) -> Outcome:
-    if code == 0 and item.job.done():
+    if item.job.done():
         return Outcome(state="done", seconds=item.seconds)
     why = f"exit code {code}" if code > 0 else f"killed by signal {-code}" if code else "ended without its result"
     lines = item.job.log.read_text(errors="replace").replace("\r", "\n").splitlines()

@@ -284,8 +284,11 @@ def write_results(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
     """results.parquet and results_by_prompt.parquet; returns both paths."""
     paths = folder / "results.parquet", folder / "results_by_prompt.parquet"
     for path, rows in zip(paths, (result_rows(comparison), prompt_rows(comparison)), strict=True):
-        names = {name: None for row in rows for name in row}
-        pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]), path)
+        names = list({name: None for row in rows for name in row})
+        table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+        empty = {name for name in names if pa.types.is_null(table.schema.field(name).type)}
+        kinds = [(f.name, pa.float64() if f.name in empty else f.type) for f in table.schema]
+        pq.write_table(table.cast(pa.schema(kinds)), path)
     return paths
 
 

@@ -22,7 +22,7 @@ TAIL = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One command. after: names of jobs it needs. done: whether its work is there, which decides, and not the exit code,
+    """One command. after: names of jobs it needs. done: whether its work is there; this, not the exit code, says
     whether a job that ended has failed. progress: share of it that is done, None where that is unknown."""
 
     name: str

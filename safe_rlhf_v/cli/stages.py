@@ -12,13 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate.utils import set_seed
 
 from beavertails_v import Prompt
 from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.common import console
-from safe_rlhf_v.cli.stage_folder import read_done, run_stage
+from safe_rlhf_v.cli.common import console, plain
+from safe_rlhf_v.cli.stage_folder import read_done, run_stage, write_json
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.models.processing import Encoder, EncodingError
 from safe_rlhf_v.training.card import write_card
@@ -100,6 +101,8 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
     from safe_rlhf_v.training.online import OnlineTrainer
 
     bound = threshold(settings, cost_dir)
+    if settings.policy.guidance_rollouts and settings.policy.algorithm != "repo":
+        show_suggestions(bound, Path(cost_dir), folder)
     data = build.comparisons(settings, "train")
     set_seed(settings.seed)  # fresh adapters: the same on every rank, and whichever stages ran before in this process
     roles = build.roles(settings, start, reward_dir, cost_dir)
@@ -155,6 +158,21 @@ def threshold(settings: Settings, cost_dir: str | Path) -> float:
         )
     console.print(f"threshold: {mean:+.3f}, the mean cost of the training data's responses labelled safe")
     return float(mean)
+
+
+def show_suggestions(bound: float, cost_dir: Path, folder: Path) -> None:
+    """What thresholds mean to the cost model, by the held-out scores that its training left; nothing without them."""
+    from safe_rlhf_v.training.guidance import describe_suggestions, suggest_thresholds
+
+    file = cost_dir / "evaluation_scores.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    costs = torch.tensor([row["scores"] for row in rows]).flatten()
+    unsafe = torch.tensor([row["unsafe"] for row in rows], dtype=torch.bool).flatten()
+    if not unsafe.any() or unsafe.all() or os.environ.get("RANK", "0") != "0":
+        return
+    found = suggest_thresholds(costs[~unsafe], costs[unsafe], bound)
+    write_json(folder / "suggested_thresholds.json", found)
+    plain(describe_suggestions(found))
 
 
 def encodable(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[LeftOut]]:

@@ -28,8 +28,8 @@ class Claim(BaseModel):
 
     difference       `figure` of `method` minus that of `against` ("base": the model they start from)
     equal_cost       the same where `against` has the mean cost of `method`: between two of its runs at other bounds
-    smallest_bound   achieved minus requested fall of the mean cost, at the smallest bound of the sweep
-    largest_bound    the same at the largest
+    smallest_bound   achieved minus requested fall of the mean cost, at the smallest bound that was run
+    largest_bound    the same at the largest for which the method found a solution
     bound_error      mean distance of achieved from requested over the sweep, `method` minus `against`
     gap              primal-dual gap of the last iteration minus that of the first
 
@@ -182,13 +182,11 @@ def _equal_cost(claim: Claim, comparison: Comparison) -> _Sides | str:
 
 
 def _at_bound(claim: Claim, comparison: Comparison) -> _Sides | str:
-    bounds = comparison.bounds(claim.method)
+    bounds = [b for b in comparison.bounds(claim.method) if comparison.improvement(claim.method, b)]
     if len(bounds) < 2:
-        return f"{claim.method} was run at {len(bounds)} bound{'s' * (len(bounds) != 1)}; a sweep needs two or more"
+        return f"{claim.method} has runs at {len(bounds)} bound{'s' * (len(bounds) != 1)}; it takes two or more"
     bound = bounds[0] if claim.kind == "smallest_bound" else bounds[-1]
     found = comparison.improvement(claim.method, bound)
-    if not found:
-        return f"{claim.method} found no solution at the bound {bound:g}"
     achieved = np.stack(list(found.values()))
     return _Sides(achieved - bound, float(achieved.mean()), bound)
 

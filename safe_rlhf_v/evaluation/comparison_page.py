@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -279,7 +280,7 @@ def _figures(comparison: Comparison, methods: dict[str, str]) -> dict[str, Marku
         curves = _curves(comparison, methods, figure)
         if len(curves) > 1:
             label = FIGURES[figure].label
-            drawers[name] = lambda width, c=curves, x=label: draw.compensation(c, style, x, width)  # type: ignore[misc]
+            drawers[name] = functools.partial(draw.compensation, curves, style, name.replace("_", "-"), label)
     pair = '<div class="wide">{}</div><div class="slim">{}</div>'
     return {n: Markup(pair.format(d(plots.WIDE), d(plots.NARROW))) for n, d in drawers.items()}
 

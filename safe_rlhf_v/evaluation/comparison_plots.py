@@ -136,6 +136,7 @@ def bounds(
 def compensation(
     curves: Mapping[str, Sequence[tuple[Estimate, Estimate]]],
     style: Mapping[str, tuple[str, str]],
+    name: str,
     label: str,
     width: float,
 ) -> str:
@@ -165,7 +166,7 @@ def compensation(
     axes.set_xlabel("mean cost, by the trained cost model →", loc="right")
     axes.set_title(f"↑ {label}", loc="left", fontsize=10, color=MUTED)
     _name(axes, ends)
-    return to_svg(figure, f"compensation-{width:.0f}", f"{label} against mean cost")
+    return to_svg(figure, f"{name}-{width:.0f}", f"{label} against mean cost")
 
 
 def lines(

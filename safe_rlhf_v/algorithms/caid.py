@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.algorithms.can import OneShotSolution, curvature, relative
+from safe_rlhf_v.algorithms.can import OneShotSolution, curvature, dual_gradient, relative
 
 
 def lagrangian_scores(rewards: Tensor, gains: Tensor, multipliers: Tensor) -> Tensor:
@@ -157,17 +157,16 @@ def best(iterates: Sequence[Iterate]) -> tuple[int, bool]:
 
 
 def dual_rates(solution: OneShotSolution, rewards: Tensor, gains: Tensor, bounds: Tensor, beta: float) -> list[float]:
-    """A step size eta for each multiplier, from the one-shot solution [ours].
+    """A step size eta for each multiplier, from the one-shot solution on samples of ref [ours].
 
-    lam_k / b_k where both are above 0: the one-shot solution says that raising lam_k from 0 by lam_k buys b_k, so a
-    shortfall u is mended by lam_k u / b_k. Else the inverse curvature of D there, 0 where g never varies.
+    Raising lam_k from 0 to its one-shot value closed the shortfall s_k that is there with no multiplier, so a shortfall
+    u is mended by lam_k u / s_k. Where lam_k is 0: the inverse curvature of D, and 0 where g never varies.
     """
-    h, lam = relative(gains.double(), bounds.double()), torch.tensor(solution.multipliers, dtype=torch.float64)
-    along = curvature(rewards.double(), h, lam, beta).diagonal().tolist()
-    rates = []
-    for multiplier, bound, second in zip(solution.multipliers, bounds.tolist(), along, strict=True):
-        if multiplier > 0 and bound > 0:
-            rates.append(multiplier / bound)
-        else:
-            rates.append(1.0 / second if second > 0 else 0.0)
-    return rates
+    rewards, h = rewards.double(), relative(gains.double(), bounds.double())
+    lam = torch.tensor(solution.multipliers, dtype=torch.float64)
+    rates = (1.0 / curvature(rewards, h, lam, beta).diagonal()).nan_to_num(posinf=0.0)
+    for k in lam.nonzero().flatten().tolist():
+        without = lam.clone()
+        without[k] = 0.0
+        rates[k] = lam[k] / -dual_gradient(rewards, h, without, beta)[k]
+    return [float(rate) for rate in rates]

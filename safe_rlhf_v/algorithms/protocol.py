@@ -44,7 +44,20 @@ class OnlineAlgorithm(Protocol):
 
 
 class DirectAlgorithm(Protocol):
-    """What the direct (offline) trainer asks of an algorithm on pairs: DPO and its neighbours."""
+    """What the direct (offline) trainer asks of an algorithm on pairs: DPO and its neighbours.
+
+    drops_both_unsafe: pairs of two unsafe responses are left out when loading. needs_scores: whether the batch must
+    hold rewards and costs. needs_mismatched: whether the log-probabilities must hold `mismatched`.
+    """
+
+    @property
+    def drops_both_unsafe(self) -> bool: ...
+
+    @property
+    def needs_scores(self) -> bool: ...
+
+    @property
+    def needs_mismatched(self) -> bool: ...
 
     def loss(self, logps: PairLogps, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """The loss to minimise, a scalar, and what to log."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from safe_rlhf_v.types import PairBatch, Responses
 
-
 Axis = Literal["more_helpful", "safer"]
 
 
@@ -54,8 +53,10 @@ def unsafe(batch: PairBatch) -> Tensor:
 
 
 def checked_preference(batch: PairBatch, axis: Axis, allow_contradictory: bool) -> Tensor:
-    """(B,) the preferred response on an axis. Raises ValueError as `refuse_identical`, and on the axis of safety, unless
-    allowed, as `refuse_contradictory`."""
+    """(B,) the preferred response on an axis.
+
+    Raises ValueError as `refuse_identical`, and on the axis of safety, unless allowed, as `refuse_contradictory`.
+    """
     refuse_identical(batch)
     if axis == "safer" and not allow_contradictory:
         refuse_contradictory(batch)

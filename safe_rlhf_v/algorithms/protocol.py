@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from safe_rlhf_v.duals import Dual
 from safe_rlhf_v.types import Advantages, PairBatch, PairLogps, Rollout
 
 
@@ -61,4 +62,31 @@ class DirectAlgorithm(Protocol):
 
     def loss(self, logps: PairLogps, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """The loss to minimise, a scalar, and what to log."""
+        ...
+
+
+class ConstrainedDirectAlgorithm(DirectAlgorithm, Protocol):
+    """One with a multiplier, which the trainer moves on the mean cost of the policy's own answers.
+
+    Every `dual_steps` optimizer steps the policy answers `dual_prompts` prompts in at most `max_new_tokens` tokens.
+    """
+
+    @property
+    def dual(self) -> Dual: ...
+
+    @property
+    def dual_steps(self) -> int: ...
+
+    @property
+    def dual_prompts(self) -> int: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    def at(self, multiplier: float) -> ConstrainedDirectAlgorithm:
+        """The same algorithm with this multiplier."""
+        ...
+
+    def violation(self, costs: Tensor) -> float:
+        """How far the costs, (n,) of all ranks, stand above the constraint."""
         ...

@@ -108,6 +108,25 @@ def algorithm(settings: Settings, threshold: float) -> OnlineAlgorithm:
     return kind(**getattr(policy, policy.algorithm).model_dump(), **{k: v for k, v in shared.items() if k in known})  # type: ignore[no-any-return]
 
 
+def direct_algorithm(settings: Settings) -> Any:
+    """The algorithm on pairs (or SACPO, which is two of them) with its own section and the direct section's beta."""
+    from safe_rlhf_v.algorithms.bfpo import BFPO
+    from safe_rlhf_v.algorithms.c_dpo import CDPO
+    from safe_rlhf_v.algorithms.dpo import DPO
+    from safe_rlhf_v.algorithms.kto import KTO
+    from safe_rlhf_v.algorithms.mm_dpo import MMDPO
+    from safe_rlhf_v.algorithms.sacpo import SACPO
+    from safe_rlhf_v.algorithms.safe_dpo import SafeDPO
+
+    kinds: list[Any] = [DPO, KTO, SACPO, SafeDPO, BFPO, CDPO, MMDPO]
+    direct = settings.direct
+    kind = {k.__module__.rpartition(".")[2]: k for k in kinds}[direct.algorithm]
+    shared = {"beta": direct.beta, "allow_contradictory": "contradictory" in settings.data.keep}
+    known = {f.name for f in fields(kind)}
+    own = getattr(direct, direct.algorithm).model_dump()
+    return kind(**own, **{k: v for k, v in shared.items() if k in known})
+
+
 def online_arguments(settings: Settings, output_dir: Path) -> OnlineArguments:
     """The online loop's arguments: those of the policy section that it knows."""
     from safe_rlhf_v.training.online import OnlineArguments

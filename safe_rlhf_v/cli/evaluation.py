@@ -33,7 +33,7 @@ from safe_rlhf_v.evaluation import (
     write_report,
 )
 
-STAGES = ("sft", "reward", "cost", "guard", "policy")
+STAGES = ("sft", "reward", "cost", "guard", "policy", "direct")
 
 
 def evaluate(settings: Settings) -> dict[str, Any]:

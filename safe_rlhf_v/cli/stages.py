@@ -83,6 +83,30 @@ def guard(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     return run_stage("guard", settings, ["guard"], work, overwrite=overwrite, start=start)
 
 
+def direct(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """Training on pairs without sampling: DPO and its safe variants; the folder is a whole model."""
+    from safe_rlhf_v.algorithms.sacpo import SACPO
+    from safe_rlhf_v.training.direct import train_direct, train_sacpo
+
+    start, section = build.start_model(settings), settings.direct
+    algorithm = build.direct_algorithm(settings)
+    scores = {}
+    if getattr(algorithm, "needs_scores", False):
+        for kind in ("reward", "cost"):
+            key = f"{kind}_model"
+            scores[key] = build.trained(settings, kind, getattr(section, key), f"direct.{key}")
+
+    def work(folder: Path) -> dict[str, Any]:
+        train, held_out = build.comparisons(settings, "train"), build.comparisons(settings, "evaluation")
+        shared = (train, held_out, start, folder, settings, section, section.reference)
+        if isinstance(algorithm, SACPO):
+            return train_sacpo(algorithm, *shared)
+        return train_direct(algorithm, *shared, **scores)
+
+    reference = {"reference": section.reference} if section.reference else {}
+    return run_stage("direct", settings, ["direct"], work, overwrite=overwrite, start=start, **scores, **reference)
+
+
 def policy(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     """Constrained training of the policy against the reward and cost model; the folder itself loads as a model."""
     start = build.start_model(settings)

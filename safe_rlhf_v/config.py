@@ -301,6 +301,32 @@ class DirectSection(TrainSection):
     mm_dpo: MMDPOSection = Field(MMDPOSection(), description="Used by algorithm: mm_dpo.")
 
 
+class IterativeSection(TrainSection):
+    """Reward is raised while cost falls by at least `bounds` below the start model's, by DPO on relabelled samples."""
+
+    algorithm: Literal["caid", "pecaid", "mocan", "pecan"] = Field("caid", description="mocan, caid: one or several multipliers found on samples, with reward and cost model; pecan, pecaid: the same with two DPO policies in their place.")
+    bounds: float | dict[str, float] = Field(3.0, description="b: by how much the mean cost must fall below the start model's. A number, or one for each of some primary categories ('all' for every prompt). [paper] 3 to 9")
+    iterations: Positive = Field(4, description="Trainings, each at the multipliers that the one before it asked for; mocan and pecan have one. [paper] 4")
+    beta: Rate = Field(0.1, description="Weight of the KL to the start model, also of DPO. [paper] 0.1")
+    eta: Rate | Literal["auto"] = Field("auto", description="Step size of the multipliers. auto: from the one-shot solution, then from what each iteration shows. [ours]")
+    prompts: Positive = Field(600, description="Prompts on which multipliers and constraints are measured. [paper] 600")
+    samples: Annotated[int, Field(ge=2)] = Field(64, description="Responses to each of them. [paper] 64")
+    pair_prompts: Positive | None = Field(None, description="Prompts trained on; null takes all.")
+    pair_samples: Annotated[int, Field(ge=2, multiple_of=2)] = Field(2, description="Responses to each of them, compared two by two. [ours]")
+    pairs_from: Literal["reference", "policy"] = Field("reference", description="Whose responses are compared: the start model's, drawn once, or those of the iteration before. [ours]")
+    start_from: Literal["previous", "reference"] = Field("previous", description="Each training goes on from the policy of the one before, or starts over. [ours]")
+    reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
+    cost_model: str | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
+    helpful_policy: str | None = Field(None, description="For pecan and pecaid: a policy trained by DPO on more_helpful, from the same start with the same beta.")
+    safe_policy: str | None = Field(None, description="For pecan and pecaid: the same on safer.")
+    num_train_epochs: Rate = Field(1.0, description="Passes over the pairs, each iteration. [paper] 1")
+    learning_rate: Rate = Field(5e-4, description="Peak learning rate. [paper] 5e-4 with adapters of rank 8, alpha 16")
+    max_new_tokens: Positive = Field(512, description="Longest sampled response; those that are cut off are not trained on.")
+    rows_at_once: Positive = Field(64, description="Responses generated and scored together.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Level of the intervals of each iteration's figures.")
+    bootstrap: Annotated[int, Field(ge=100)] = Field(1000, description="Resamples of these intervals.")
+
+
 class GuardSection(TrainSection):
     """A classifier of queries and responses: safe or not, category, four levels of severity."""
 
@@ -344,6 +370,7 @@ class Settings(Section):
     guard: GuardSection = GuardSection()
     policy: PolicySection = PolicySection()
     direct: DirectSection = DirectSection()
+    iterative: IterativeSection = IterativeSection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()
 

@@ -161,7 +161,7 @@ class VectorState:
 
 @dataclass(frozen=True, slots=True)
 class VectorDual:
-    """AdditiveDual for K constraints at once, each with its own step: lam_k <- clip(lam_k + lr_k * violation_k, 0, max).
+    """AdditiveDual for K constraints at once: lam_k <- clip(lam_k + lr_k * violation_k, 0, maximum).
 
     Projected subgradient descent on the dual, lam <- [lam - eta u]_+ with u = -violation: arXiv 2505.19387 [paper].
     lr, initial: one a constraint. maximum: of each [ours; the paper has none].

@@ -8,8 +8,8 @@ distributions, so what it reaches is not what was asked. CAID looks at what it d
              lam <- [lam - eta u]_+            (`duals.VectorDual` on the violation -u)
     return the best iterate: the feasible one of the highest objective, not the last
 
-Shapes: N prompts, G samples of the policy a prompt, K constraints. rewards, log_ratios (N, G), where log_ratios is the sum
-over tokens of log pi - log ref; gains (N, G, K), g = -cost; reference (N, K) is E_ref g of each prompt; bounds (K,).
+Shapes: N prompts, G samples of the policy a prompt, K constraints. rewards, log_ratios (N, G), where log_ratios is the
+sum over tokens of log pi - log ref; gains (N, G, K), g = -cost; reference (N, K) is E_ref g of each prompt; bounds (K,).
 """
 
 from __future__ import annotations
@@ -170,3 +170,17 @@ def dual_rates(solution: OneShotSolution, rewards: Tensor, gains: Tensor, bounds
         without[k] = 0.0
         rates[k] = lam[k] / -dual_gradient(rewards, h, without, beta)[k]
     return [float(rate) for rate in rates]
+
+
+def adapted_rates(rates: Sequence[float], before: Iterate, now: Iterate) -> list[float]:
+    """The step sizes after one more look at the dual: secants of u between two iterates [ours].
+
+    What a policy class gives for a rise of lam is not what the one-shot solution said. A step size changes at most
+    twofold a time, and stays where lam stood still or where u fell as lam rose, which only noise can do.
+    """
+    adapted = []
+    for k, rate in enumerate(rates):
+        moved, gained = now.multipliers[k] - before.multipliers[k], now.slack[k] - before.slack[k]
+        secant = moved / gained if moved * gained > 0 else rate
+        adapted.append(min(max(secant, rate / 2), rate * 2))
+    return adapted

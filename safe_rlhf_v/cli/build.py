@@ -86,6 +86,14 @@ def device() -> Any:
     return PartialState().device
 
 
+def one_process(command: str) -> None:
+    """Raises SettingsError under a launcher of several processes."""
+    from accelerate import PartialState
+
+    if (n := PartialState().num_processes) > 1:
+        raise SettingsError(f"{command} runs as one process, not {n}: start it without accelerate launch")
+
+
 def dual(settings: Settings) -> duals.Dual:
     """The multiplier's rule."""
     section = settings.policy.dual

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from safe_rlhf_v import duals
-from safe_rlhf_v.algorithms.caid import Estimate, Iterate, Measured, best, summarise
+from safe_rlhf_v.algorithms.caid import Estimate, Iterate, Measured, adapted_rates, best, summarise
 from safe_rlhf_v.algorithms.can import OneShotSolution
 
 STATE = "iterations.json"
@@ -53,7 +53,8 @@ class Problem(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IterativeArguments:
-    """iterations: 4 [paper]; 1 is one-shot. eta: step size of the multipliers; "auto" takes the problem's.
+    """iterations: 4 [paper]; 1 is one-shot. eta: step size of the multipliers; "auto" begins with the
+    problem's and follows what each iteration shows (`adapted_rates`) [ours].
 
     level, draws: of the bootstrap intervals.
     """
@@ -95,20 +96,22 @@ def iterate(problem: Problem, args: IterativeArguments) -> IterativeResult:
     if solution.verdict == "infeasible":
         _save(folder / STATE, state)
         return IterativeResult(one_shot=solution, iterates=[], best=None, feasible=False, multipliers=())
-    dual = duals.VectorDual(lr=tuple(state["rates"]), initial=solution.multipliers)
-    multipliers = duals.from_json(dual, state["dual"])
+    rates, multipliers = list(state["rates"]), duals.VectorState(state["dual"]["value"])
     iterates = [_iterate(row) for row in state["iterates"]]
     for number in range(len(iterates) + 1, args.iterations + 1):
         started = time.perf_counter()
         problem.fit(multipliers.value, number)
         measured = problem.measure(multipliers.value, number)
         one = summarise(measured, number, multipliers.value, problem.bounds, level=args.level, draws=args.draws)
+        if iterates and args.eta == "auto":
+            rates = adapted_rates(rates, iterates[-1], one)
+        dual = duals.VectorDual(lr=tuple(rates), initial=solution.multipliers)
         multipliers = dual.step(multipliers, [-u for u in one.slack])
         iterates.append(one)
         row = metrics_row(one, problem.names, problem.bounds.tolist()) | {
             "seconds": round(time.perf_counter() - started, 3)
         }
-        state |= {"iterates": [asdict(x) for x in iterates], "dual": duals.to_json(multipliers)}
+        state |= {"iterates": [asdict(x) for x in iterates], "dual": duals.to_json(multipliers), "rates": rates}
         state["rows"] = [*state["rows"], row]
         _save(folder / STATE, state)
         _write(folder / "metrics.jsonl", "".join(json.dumps(x, allow_nan=False) + "\n" for x in state["rows"]))
@@ -131,6 +134,29 @@ def metrics_row(one: Iterate, names: Sequence[str], bounds: Sequence[float]) -> 
         "feasible": one.shortfall <= 0,
         "reward": one.reward,
         "kl": one.kl,
+    }
+
+
+def summary(result: IterativeResult, names: Sequence[str], bounds: Any) -> dict[str, Any]:
+    """What done.json holds of a result that has a best iterate: its figures, and the one-shot solution's."""
+    chosen = result.iterates[result.best or 0]
+    by_name = lambda values: dict(zip(names, values, strict=True))  # noqa: E731
+    return {
+        "iterations": len(result.iterates),
+        "best_iteration": chosen.iteration,
+        "feasible": result.feasible,
+        "requested": bounds,
+        "improvement": by_name(x.value for x in chosen.improvement),
+        "multiplier": by_name(chosen.multipliers),
+        "best": {name: getattr(chosen, name).value for name in ("primal", "dual", "gap", "suboptimality")},
+        "reward": chosen.reward,
+        "kl": chosen.kl,
+        "one_shot": {
+            "verdict": result.one_shot.verdict,
+            "multipliers": result.one_shot.multipliers,
+            "reachable": result.one_shot.reachable,
+            "improvement": by_name(x.value for x in result.iterates[0].improvement),
+        },
     }
 
 

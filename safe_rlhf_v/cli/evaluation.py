@@ -76,7 +76,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         cost_model=_preference(output / "cost"),
         guard=((read_done(output / "guard") or {}).get("measured") or {}).get("evaluation"),
         guard_rounds=rounds,
-        metrics=_metrics(output),
+        metrics=[] if _is_direct(settings) else _metrics(output),
         seconds=_seconds(output) | {"evaluation": round(time.monotonic() - start, 1)},
         settings=settings.model_dump(mode="json"),
         examples=settings.evaluation.examples,
@@ -152,7 +152,24 @@ def _preference(folder: Path) -> Any:
     return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"])
 
 
+def _is_direct(settings: Settings) -> bool:
+    """Whether the measured model is that of the direct stage, or one of its parts."""
+    folder = Path(settings.output_dir, "direct").resolve()
+    return bool(settings.evaluation.model) and Path(str(settings.evaluation.model)).resolve().is_relative_to(folder)
+
+
+def _direct_constraint(settings: Settings, bound: float) -> dict[str, Any]:
+    """Most direct methods know no bound and no multiplier; it is the policy section's that is measured against."""
+    direct = settings.direct
+    measured = ((read_done(Path(settings.output_dir, "direct")) or {}).get("measured")) or {}
+    multiplier = direct.sacpo.lam if direct.algorithm == "sacpo" else measured.get("multiplier", 0.0)
+    bound = direct.c_dpo.threshold if direct.algorithm == "c_dpo" else bound
+    return {"threshold": bound, "final_multiplier": multiplier, "algorithm": direct.algorithm}
+
+
 def _constraint(settings: Settings, bound: float) -> dict[str, Any]:
+    if _is_direct(settings):
+        return _direct_constraint(settings, bound)
     policy = settings.policy
     rule = policy.dual.pid if policy.dual.kind == "pid" else policy.dual
     rows = _metrics(Path(settings.output_dir))

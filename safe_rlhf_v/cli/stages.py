@@ -90,7 +90,7 @@ def direct(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
 
     start, section = build.start_model(settings), settings.direct
     algorithm = build.direct_algorithm(settings)
-    scores = {}
+    scores: dict[str, Any] = {}
     if getattr(algorithm, "needs_scores", False):
         for kind in ("reward", "cost"):
             key = f"{kind}_model"

@@ -1,4 +1,4 @@
-"""The multiplier of a direct method with a constraint on the policy's own cost: answers are drawn, scored, and it moves."""
+"""The multiplier of a direct method that bounds the policy's own cost: answers are drawn and scored, and it moves."""
 
 from __future__ import annotations
 

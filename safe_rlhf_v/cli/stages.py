@@ -151,7 +151,7 @@ def _train_iterative(settings: Settings, folder: Path, start: str, sources: Any)
             "iterative.samples"
         )
     measured = {"algorithm": section.algorithm, "prompts": len(prompts), "left_out": len(left_out)}
-    measured |= summary(result, problem.names, section.bounds)
+    measured |= summary(result, problem.names, section.bounds) | {"reference_cost": problem.reference_cost()}
     chosen = result.iterates[result.best].iteration
     if not result.feasible:
         console.print(f"no iteration keeps every bound; iteration {chosen}, which misses by least, is saved")

@@ -111,6 +111,10 @@ class ModelProblem:
             return solution, []
         return solution, dual_rates(solution, found.rewards, gains, self.bounds, self.section.beta)
 
+    def reference_cost(self) -> float:
+        """Mean cost of the reference on the prompts that are measured on."""
+        return float(self._samples(0).costs.double().mean())
+
     def fit(self, multipliers: Sequence[float], iteration: int) -> None:
         folder = self.policy(iteration)
         if (folder / "metrics.json").is_file():

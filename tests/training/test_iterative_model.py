@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from beavertails_v.schema import Prompt
 from beavertails_v.taxonomy import Taxonomy
-from safe_rlhf_v.cli import stages
+from safe_rlhf_v.cli import evaluation, stages
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.processing import Encoder, load_processor
@@ -48,8 +48,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def settings(*more: str) -> Settings:
     quick = [
-        "bounds=0.2", "iterations=2", "prompts=6", "samples=8", "pair_samples=4", "max_new_tokens=40", "rows_at_once=24",
-        "learning_rate=5e-3", "num_train_epochs=2", "per_device_train_batch_size=4", "save_steps=2", "bootstrap=100",
+        "bounds=0.2", "iterations=2", "prompts=6", "samples=8", "pair_samples=4", "max_new_tokens=40",
+        "rows_at_once=24", "learning_rate=5e-3", "num_train_epochs=2", "per_device_train_batch_size=4",
+        "save_steps=2", "bootstrap=100",
     ]  # fmt: skip
     return load_settings(None, [f"iterative.{x}" for x in quick] + list(more))
 
@@ -242,6 +243,14 @@ def test_the_stage_saves_the_best_iterate_and_names_it(
     done = json.loads((tmp_path / "iterative" / "done.json").read_text())["measured"]
     assert (done["best_iteration"], done["feasible"]) == (best.iteration, best.shortfall <= 0)
     assert measured["improvement"]["all"] == best.improvement[0].value
+    # The report's bound is absolute: the start model's mean cost less what was asked.
+    mean = torch.load(whole[0] / "reference.pt")["costs"].double().mean().item()
+    options = load_settings(
+        None, [f"output_dir={tmp_path}", f"evaluation.model={tmp_path}/iterative", "iterative.bounds=0.2"]
+    )
+    constraint = evaluation._constraint(options, -7.0)
+    assert constraint["threshold"] == pytest.approx(mean - 0.2)
+    assert constraint["final_multiplier"] == best.multipliers[0]
     saved, chosen = (
         load_backbone(tmp_path / "iterative" / x).state_dict() for x in (".", f"iteration-{best.iteration}")
     )

@@ -33,7 +33,7 @@ from safe_rlhf_v.evaluation import (
     write_report,
 )
 
-STAGES = ("sft", "reward", "cost", "guard", "policy")
+STAGES = ("sft", "reward", "cost", "guard", "policy", "direct", "iterative")
 
 
 def evaluate(settings: Settings) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         cost_model=_preference(output / "cost"),
         guard=((read_done(output / "guard") or {}).get("measured") or {}).get("evaluation"),
         guard_rounds=rounds,
-        metrics=_metrics(output),
+        metrics=[] if _is_of("direct", settings) or _is_of("iterative", settings) else _metrics(output),
         seconds=_seconds(output) | {"evaluation": round(time.monotonic() - start, 1)},
         settings=settings.model_dump(mode="json"),
         examples=settings.evaluation.examples,
@@ -152,7 +152,36 @@ def _preference(folder: Path) -> Any:
     return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"])
 
 
+def _is_of(stage: str, settings: Settings) -> bool:
+    """Whether the measured model is that of the stage, or one of its parts."""
+    folder = Path(settings.output_dir, stage).resolve()
+    return bool(settings.evaluation.model) and Path(str(settings.evaluation.model)).resolve().is_relative_to(folder)
+
+
+def _direct_constraint(settings: Settings, bound: float) -> dict[str, Any]:
+    """Most direct methods know no bound and no multiplier; it is the policy section's that is measured against."""
+    direct = settings.direct
+    measured = ((read_done(Path(settings.output_dir, "direct")) or {}).get("measured")) or {}
+    multiplier = direct.sacpo.lam if direct.algorithm == "sacpo" else measured.get("multiplier", 0.0)
+    bound = direct.c_dpo.threshold if direct.algorithm == "c_dpo" else bound
+    return {"threshold": bound, "final_multiplier": multiplier, "algorithm": direct.algorithm}
+
+
+def _iterative_constraint(settings: Settings, bound: float) -> dict[str, Any]:
+    """The bound on the mean over all prompts is the start model's mean cost less what was asked; else the policy's."""
+    measured = ((read_done(Path(settings.output_dir, "iterative")) or {}).get("measured")) or {}
+    multipliers, asked = measured.get("multiplier", {}), measured.get("requested")
+    asked = asked.get("all") if isinstance(asked, dict) else asked
+    bound = bound if asked is None else measured["reference_cost"] - asked
+    found = {"threshold": bound, "final_multiplier": max(multipliers.values(), default=0.0)}
+    return found | {"algorithm": settings.iterative.algorithm}
+
+
 def _constraint(settings: Settings, bound: float) -> dict[str, Any]:
+    if _is_of("direct", settings):
+        return _direct_constraint(settings, bound)
+    if _is_of("iterative", settings):
+        return _iterative_constraint(settings, bound)
     policy = settings.policy
     rule = policy.dual.pid if policy.dual.kind == "pid" else policy.dual
     rows = _metrics(Path(settings.output_dir))

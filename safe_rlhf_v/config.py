@@ -223,6 +223,114 @@ class PolicySection(Section):
         return self
 
 
+class DPOSection(Section):
+    """arXiv 2305.18290."""
+
+    axis: Literal["more_helpful", "safer"] = Field("more_helpful", description="The preference that is learned: DPO-H or DPO-S.")
+
+
+class KTOSection(Section):
+    """arXiv 2402.01306."""
+
+    axis: Literal["more_helpful", "safer"] = Field("more_helpful", description="Desirable is the more helpful response of a pair, or, on safer, every safe response.")
+    desirable_weight: Rate = Field(1.0, description="Weight of desirable responses. [paper] 1")
+    undesirable_weight: Rate = Field(1.0, description="Weight of the others. [paper] 1 where both are equally many")
+
+
+class SACPOSection(Section):
+    """arXiv 2404.11049: helpfulness, then safety from there."""
+
+    lam: Rate = Field(4.0, description="Weight of safety: stage two has beta / lam. [code] tries 1, 2, 4, 10")
+    first: Literal["dpo", "kto"] = Field("dpo", description="Algorithm of the stage on helpfulness.")
+    second: Literal["dpo", "kto"] = Field("dpo", description="Algorithm of the stage on safety.")
+    undesirable_weight: Rate = Field(1.0, description="Weight of undesirable responses where a stage is kto.")
+    q: Share = Field(1.0, description="P-SACPO: the saved model is (1 - q) stage one + q stage two, weight by weight. [code] tries .25, .5, .75")
+
+
+class SafeDPOSection(Section):
+    """arXiv 2505.20065."""
+
+    delta: NonNegative = Field(10.0, description="Margin between a safe and an unsafe response. [secondary] 10")
+
+
+class BFPOSection(Section):
+    """arXiv 2408.15313."""
+
+    b1: Annotated[float, Field(gt=1)] = Field(3.0, description="Weight of safety against helpfulness. [code] 3")
+    alpha: float = Field(0.5, description="Shift of the target. [code] 0.5")
+
+
+class CDPOSection(Section):
+    """arXiv 2403.02475. Needs a reward and a cost model."""
+
+    labels: Literal["soft", "hard"] = Field("soft", description="soft: both orders, weighed by sig of the difference in r - lambda c; hard: the higher wins.")
+    threshold: float = Field(0.0, description="Bound d on the mean cost of the policy's own answers.")
+    multiplier: NonNegative = Field(1.0, description="First lambda.")
+    dual_lr: NonNegative = Field(0.1, description="Step size of lambda; 0 keeps it.")
+    maximum: Rate = Field(20.0, description="Largest lambda.")
+    dual_steps: Positive = Field(20, description="Optimizer steps between two steps of lambda.")
+    dual_prompts: Positive = Field(64, description="Prompts answered for a step of lambda.")
+    max_new_tokens: Positive = Field(512, description="Longest of these answers.")
+
+    @model_validator(mode="after")
+    def _bound(self) -> CDPOSection:
+        if self.multiplier > self.maximum:
+            raise ValueError(f"multiplier {self.multiplier:g} is above maximum {self.maximum:g}")
+        return self
+
+
+class MMDPOSection(Section):
+    """arXiv 2502.10391. Needs a reward model."""
+
+    w: NonNegative = Field(0.5, description="How much more a wide reward margin counts. [secondary] 0.5")
+    k: NonNegative = Field(0.5, description="How fast that share is reached. [secondary] 0.5")
+    sft_weight: NonNegative = Field(0.25, description="Weight of imitating the more helpful response. [secondary] 0.25")
+
+
+class DirectSection(TrainSection):
+    """Trained on the pairs themselves, without sampling: DPO and its safe variants."""
+
+    algorithm: Literal["dpo", "kto", "sacpo", "safe_dpo", "bfpo", "c_dpo", "mm_dpo"] = Field("dpo", description="dpo, kto: one preference; sacpo: helpfulness, then safety; safe_dpo, bfpo: both at once; c_dpo: cost at or under a bound; mm_dpo: weighed by reward margins.")
+    beta: Rate = Field(0.1, description="Weight of the KL to the reference. [paper] 0.1")
+    learning_rate: Rate = Field(2e-5, description="Peak learning rate. [code] 2e-5 for full weights (SACPO); adapters want about 1e-4 [ours]")
+    reference: str | None = Field(None, description="Reference model; null takes the one that training starts from.")
+    reward_model: str | None = Field(None, description="Folder of the reward model, for c_dpo and mm_dpo; null takes <output_dir>/reward.")
+    cost_model: str | None = Field(None, description="Folder of the cost model, for c_dpo and mm_dpo; null takes <output_dir>/cost.")
+    dpo: DPOSection = Field(DPOSection(), description="Used by algorithm: dpo.")
+    kto: KTOSection = Field(KTOSection(), description="Used by algorithm: kto.")
+    sacpo: SACPOSection = Field(SACPOSection(), description="Used by algorithm: sacpo.")
+    safe_dpo: SafeDPOSection = Field(SafeDPOSection(), description="Used by algorithm: safe_dpo.")
+    bfpo: BFPOSection = Field(BFPOSection(), description="Used by algorithm: bfpo.")
+    c_dpo: CDPOSection = Field(CDPOSection(), description="Used by algorithm: c_dpo.")
+    mm_dpo: MMDPOSection = Field(MMDPOSection(), description="Used by algorithm: mm_dpo.")
+
+
+class IterativeSection(TrainSection):
+    """Reward is raised while cost falls by at least `bounds` below the start model's, by DPO on relabelled samples."""
+
+    algorithm: Literal["caid", "pecaid", "mocan", "pecan"] = Field("caid", description="mocan, caid: one or several multipliers found on samples, with reward and cost model; pecan, pecaid: the same with two DPO policies in their place.")
+    bounds: float | dict[str, float] = Field(3.0, description="b: by how much the mean cost must fall below the start model's. A number, or one for each of some primary categories ('all' for every prompt). [paper] 3 to 9")
+    iterations: Positive = Field(4, description="Trainings, each at the multipliers that the one before it asked for; mocan and pecan have one. [paper] 4")
+    beta: Rate = Field(0.1, description="Weight of the KL to the start model, also of DPO. [paper] 0.1")
+    eta: Rate | Literal["auto"] = Field("auto", description="Step size of the multipliers. auto: from the one-shot solution, then from what each iteration shows. [ours]")
+    prompts: Positive = Field(600, description="Prompts on which multipliers and constraints are measured. [paper] 600")
+    samples: Annotated[int, Field(ge=2)] = Field(64, description="Responses to each of them. [paper] 64")
+    pair_prompts: Positive | None = Field(None, description="Prompts trained on; null takes all.")
+    pair_samples: Annotated[int, Field(ge=2, multiple_of=2)] = Field(2, description="Responses to each of them, compared two by two. [ours]")
+    pairs_from: Literal["reference", "policy"] = Field("reference", description="Whose responses are compared: the start model's, drawn once, or those of the iteration before. [ours]")
+    start_from: Literal["previous", "reference"] = Field("previous", description="Each training goes on from the policy of the one before, or starts over. [ours]")
+    reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
+    cost_model: str | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
+    helpful_policy: str | None = Field(None, description="For pecan and pecaid: a policy trained by DPO on more_helpful, from the same start with the same beta.")
+    safe_policy: str | None = Field(None, description="For pecan and pecaid: the same on safer.")
+    num_train_epochs: Rate = Field(1.0, description="Passes over the pairs, each iteration. [paper] 1")
+    learning_rate: Rate = Field(5e-4, description="Peak learning rate. [paper] 5e-4 with adapters of rank 8, alpha 16")
+    max_new_tokens: Positive = Field(512, description="Longest sampled response; those that are cut off are not trained on.")
+    rows_at_once: Positive = Field(64, description="Responses generated and scored together.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Level of the intervals of each iteration's figures.")
+    bootstrap: Annotated[int, Field(ge=100)] = Field(1000, description="Resamples of these intervals.")
+
+
 class GuardSection(TrainSection):
     """A classifier of queries and responses: safe or not, category, four levels of severity."""
 
@@ -265,6 +373,8 @@ class Settings(Section):
     cost: CostSection = CostSection()
     guard: GuardSection = GuardSection()
     policy: PolicySection = PolicySection()
+    direct: DirectSection = DirectSection()
+    iterative: IterativeSection = IterativeSection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()
 

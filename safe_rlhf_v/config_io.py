@@ -69,6 +69,11 @@ def load(model: type[M], path: str | Path | None, overrides: Sequence[str] = ())
     tree = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         apply_override(tree, override)
+    return validate(model, tree, path, overrides)
+
+
+def validate(model: type[M], tree: Mapping[str, Any], path: str | Path | None, overrides: Sequence[str] = ()) -> M:
+    """A `model` of the tree; path and overrides: where it came from, for the errors. Raises SettingsError."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:

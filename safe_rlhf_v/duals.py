@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -147,3 +147,39 @@ class PIDDual:
         value = max(0.0, self.kp * smoothed + integral + self.kd * derivative)
         history = (*state.history, smoothed)[-self.delay :]
         return PIDState(min(value, self.maximum), integral, smoothed, history)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorState:
+    """Several multipliers; `value` is a tuple, one a constraint."""
+
+    value: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", tuple(self.value))
+
+
+@dataclass(frozen=True, slots=True)
+class VectorDual:
+    """AdditiveDual for K constraints at once: lam_k <- clip(lam_k + lr_k * violation_k, 0, maximum).
+
+    Projected subgradient descent on the dual, lam <- [lam - eta u]_+ with u = -violation: arXiv 2505.19387 [paper].
+    lr, initial: one a constraint. maximum: of each [ours; the paper has none].
+    """
+
+    lr: tuple[float, ...]
+    initial: tuple[float, ...]
+    maximum: float = math.inf
+
+    def __post_init__(self) -> None:
+        if len(self.lr) != len(self.initial):
+            raise ValueError(f"VectorDual: {len(self.lr)} rates for {len(self.initial)} multipliers")
+        for value in self.initial:
+            _check_bounds("VectorDual", 0.0, value, self.maximum)
+
+    def init(self) -> VectorState:
+        return VectorState(self.initial)
+
+    def step(self, state: VectorState, violations: Sequence[float]) -> VectorState:
+        moved = zip(state.value, self.lr, map(_check_violation, violations), strict=True)
+        return VectorState(tuple(min(max(lam + lr * v, 0.0), self.maximum) for lam, lr, v in moved))

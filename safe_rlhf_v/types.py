@@ -138,6 +138,7 @@ class PairBatch(_Movable):
     """B prompts with two responses each, in data-set order.
 
     more_helpful, safer: (B,) long, 0 or 1. harmless_rate: (B, 2) float in -3..3 (+1 / -1 where ungraded).
+    rewards, costs: (B, 2) of the reward and cost model, where an algorithm asks for them.
     """
 
     prompts: Inputs
@@ -145,6 +146,8 @@ class PairBatch(_Movable):
     more_helpful: Tensor
     safer: Tensor
     harmless_rate: Tensor
+    rewards: Tensor | None = None
+    costs: Tensor | None = None
 
     def __len__(self) -> int:
         return self.more_helpful.shape[0]
@@ -171,12 +174,14 @@ class Advantages(_Movable):
 class PairLogps(_Movable):
     """Sums over response tokens of log-probabilities, B pairs in data-set order: policy, reference (B, 2).
 
-    `policy` carries the gradient. lengths: (B, 2) response tokens.
+    `policy` carries the gradient. lengths: (B, 2) response tokens. mismatched: (B, 2) log pi - log ref, without
+    gradient, of both responses of another prompt, put to this one; where an algorithm asks for it.
     """
 
     policy: Tensor
     reference: Tensor
     lengths: Tensor
+    mismatched: Tensor | None = None
 
     @property
     def log_ratios(self) -> Tensor:

@@ -101,6 +101,10 @@ def test_assignment_is_checked() -> None:
 
 
 ALGORITHMS = {"ppo_lag": "PPOLag", "group_lag": "GroupLag", "repo": "RePO"}
+DIRECT = {
+    "dpo": "DPO", "kto": "KTO", "sacpo": "SACPO", "safe_dpo": "SafeDPO", "bfpo": "BFPO", "c_dpo": "CDPO",
+    "mm_dpo": "MMDPO",
+}  # fmt: skip
 DUALS = {"log": "LogDual", "additive": "AdditiveDual", "pid": "PIDDual"}
 
 
@@ -110,6 +114,16 @@ def test_sections_mirror_the_algorithms(name: str, algorithm: str) -> None:
     fields = dataclasses.fields(getattr(importlib.import_module(f"safe_rlhf_v.algorithms.{name}"), algorithm))
     defaults = {f.name: f.default for f in fields if f.name not in ("threshold", "beta")}
     assert getattr(load_settings().policy, name).model_dump() == defaults
+
+
+@pytest.mark.parametrize(("name", "algorithm"), DIRECT.items())
+def test_sections_mirror_the_direct_algorithms(name: str, algorithm: str) -> None:
+    """The same; beta is the direct section's, and allow_contradictory follows data.keep."""
+    fields = dataclasses.fields(getattr(importlib.import_module(f"safe_rlhf_v.algorithms.{name}"), algorithm))
+    defaults = {f.name: f.default for f in fields}
+    assert load_settings().direct.beta == defaults.pop("beta")
+    defaults.pop("allow_contradictory", None)
+    assert getattr(load_settings().direct, name).model_dump() == defaults
 
 
 @pytest.mark.parametrize(("kind", "rule"), DUALS.items())

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_rlhf_v.duals import AdditiveDual, LogDual, PIDDual, from_json, to_json
+from safe_rlhf_v.duals import AdditiveDual, LogDual, PIDDual, VectorDual, from_json, to_json
 
 RULES = [LogDual(0.1, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0), PIDDual(initial=1.0)]
 
@@ -139,3 +139,25 @@ def test_log_dual_survives_a_collapse_of_the_costs() -> None:
     state = dual.step(dual.init(), -1e6)
     assert state.value >= 0.0
     assert math.isfinite(dual.step(state, 1.0).value)
+
+
+def test_vector_dual_by_hand() -> None:
+    # 1 + .5 * .4 = 1.2; .1 - 2 * .3 < 0: 0; 3 + 1 * 9, at most 5. Alone, each is what AdditiveDual does.
+    dual = VectorDual(lr=(0.5, 2.0, 1.0), initial=(1.0, 0.1, 3.0), maximum=5.0)
+    moved = dual.step(dual.init(), (0.4, -0.3, 9.0))
+    assert moved.value == pytest.approx((1.2, 0.0, 5.0))
+    alone = [
+        AdditiveDual(lr, first, 5.0).step(AdditiveDual(lr, first, 5.0).init(), v).value
+        for lr, first, v in ((0.5, 1.0, 0.4), (2.0, 0.1, -0.3), (1.0, 3.0, 9.0))
+    ]
+    assert moved.value == pytest.approx(alone)
+    assert from_json(dual, json.loads(json.dumps(to_json(moved)))) == moved
+
+
+def test_vector_dual_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="2 rates for 1 multipliers"):
+        VectorDual(lr=(1.0, 1.0), initial=(0.0,))
+    with pytest.raises(ValueError, match="initial -1"):
+        VectorDual(lr=(1.0,), initial=(-1.0,))
+    with pytest.raises(ValueError, match="not finite"):
+        VectorDual(lr=(1.0,), initial=(0.0,)).step(VectorDual(lr=(1.0,), initial=(0.0,)).init(), (math.nan,))

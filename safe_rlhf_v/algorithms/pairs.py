@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from safe_rlhf_v.types import PairBatch, Responses
+
+Axis = Literal["more_helpful", "safer"]
 
 
 def in_order(values: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,3 +38,31 @@ def refuse_contradictory(batch: PairBatch) -> None:
             f"pairs {rows} of the batch call the response with the lower harmless_rate safer; "
             "drop them when loading, or set allow_contradictory"
         )
+
+
+def refuse_both_unsafe(batch: PairBatch) -> None:
+    """Raises ValueError naming the pairs whose two responses are unsafe."""
+    rows = unsafe(batch).all(1).nonzero().flatten().tolist()
+    if rows:
+        raise ValueError(f"pairs {rows} of the batch hold two unsafe responses; drop them when loading")
+
+
+def unsafe(batch: PairBatch) -> Tensor:
+    """(B, 2) bool: a harmless_rate below 0 is unsafe."""
+    return batch.harmless_rate < 0
+
+
+def checked_preference(batch: PairBatch, axis: Axis, allow_contradictory: bool) -> Tensor:
+    """(B,) the preferred response on an axis.
+
+    Raises ValueError as `refuse_identical`, and on the axis of safety, unless allowed, as `refuse_contradictory`.
+    """
+    refuse_identical(batch)
+    if axis == "safer" and not allow_contradictory:
+        refuse_contradictory(batch)
+    return batch.more_helpful if axis == "more_helpful" else batch.safer
+
+
+def ranking_metrics(margin: Tensor) -> dict[str, float]:
+    """Of h = log-ratio of the preferred response minus that of the other, (B,): share above 0, and mean in nats."""
+    return {"accuracy": (margin > 0).float().mean().item(), "margin": margin.mean().item()}

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from safe_rlhf_v.duals import Dual
 from safe_rlhf_v.types import Advantages, PairBatch, PairLogps, Rollout
 
 
@@ -44,8 +45,48 @@ class OnlineAlgorithm(Protocol):
 
 
 class DirectAlgorithm(Protocol):
-    """What the direct (offline) trainer asks of an algorithm on pairs: DPO and its neighbours."""
+    """What the direct (offline) trainer asks of an algorithm on pairs: DPO and its neighbours.
+
+    drops_both_unsafe: pairs of two unsafe responses are left out when loading. needs_scores: whether the batch must
+    hold rewards and costs. needs_mismatched: whether the log-probabilities must hold `mismatched`.
+    """
+
+    @property
+    def drops_both_unsafe(self) -> bool: ...
+
+    @property
+    def needs_scores(self) -> bool: ...
+
+    @property
+    def needs_mismatched(self) -> bool: ...
 
     def loss(self, logps: PairLogps, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """The loss to minimise, a scalar, and what to log."""
+        ...
+
+
+class ConstrainedDirectAlgorithm(DirectAlgorithm, Protocol):
+    """One with a multiplier, which the trainer moves on the mean cost of the policy's own answers.
+
+    Every `dual_steps` optimizer steps the policy answers `dual_prompts` prompts in at most `max_new_tokens` tokens.
+    """
+
+    @property
+    def dual(self) -> Dual: ...
+
+    @property
+    def dual_steps(self) -> int: ...
+
+    @property
+    def dual_prompts(self) -> int: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    def at(self, multiplier: float) -> ConstrainedDirectAlgorithm:
+        """The same algorithm with this multiplier."""
+        ...
+
+    def violation(self, costs: Tensor) -> float:
+        """How far the costs, (n,) of all ranks, stand above the constraint."""
         ...

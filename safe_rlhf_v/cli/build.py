@@ -86,6 +86,14 @@ def device() -> Any:
     return PartialState().device
 
 
+def one_process(command: str) -> None:
+    """Raises SettingsError under a launcher of several processes."""
+    from accelerate import PartialState
+
+    if (n := PartialState().num_processes) > 1:
+        raise SettingsError(f"{command} runs as one process, not {n}: start it without accelerate launch")
+
+
 def dual(settings: Settings) -> duals.Dual:
     """The multiplier's rule."""
     section = settings.policy.dual
@@ -106,6 +114,25 @@ def algorithm(settings: Settings, threshold: float) -> OnlineAlgorithm:
     shared = {"beta": policy.beta, "threshold": threshold}
     known = {f.name for f in fields(kind)}
     return kind(**getattr(policy, policy.algorithm).model_dump(), **{k: v for k, v in shared.items() if k in known})  # type: ignore[no-any-return]
+
+
+def direct_algorithm(settings: Settings) -> Any:
+    """The algorithm on pairs (or SACPO, which is two of them) with its own section and the direct section's beta."""
+    from safe_rlhf_v.algorithms.bfpo import BFPO
+    from safe_rlhf_v.algorithms.c_dpo import CDPO
+    from safe_rlhf_v.algorithms.dpo import DPO
+    from safe_rlhf_v.algorithms.kto import KTO
+    from safe_rlhf_v.algorithms.mm_dpo import MMDPO
+    from safe_rlhf_v.algorithms.sacpo import SACPO
+    from safe_rlhf_v.algorithms.safe_dpo import SafeDPO
+
+    kinds: list[Any] = [DPO, KTO, SACPO, SafeDPO, BFPO, CDPO, MMDPO]
+    direct = settings.direct
+    kind = {k.__module__.rpartition(".")[2]: k for k in kinds}[direct.algorithm]
+    shared = {"beta": direct.beta, "allow_contradictory": "contradictory" in settings.data.keep}
+    known = {f.name for f in fields(kind)}
+    own = getattr(direct, direct.algorithm).model_dump()
+    return kind(**own, **{k: v for k, v in shared.items() if k in known})
 
 
 def online_arguments(settings: Settings, output_dir: Path) -> OnlineArguments:

@@ -33,14 +33,14 @@ from safe_rlhf_v.evaluation import (
     write_report,
 )
 
-STAGES = ("sft", "reward", "cost", "guard", "policy")
+STAGES = ("sft", "reward", "cost", "guard", "policy", "direct", "iterative")
 
 
 def evaluate(settings: Settings) -> dict[str, Any]:
     """Write <output_dir>/report.html and report.json; returns {"headline": ..., "report": path of the page}."""
     start = time.monotonic()
     require_writable(Path(settings.output_dir))
-    output, world = Path(settings.output_dir), _Truth(build.comparisons(settings, "evaluation").prompts())
+    output, world = Path(settings.output_dir), Truth(build.comparisons(settings, "evaluation").prompts())
     scorer = Scoring(
         build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model"),
         cost_dir := build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model"),
@@ -77,7 +77,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         cost_model=_preference(output / "cost"),
         guard=((read_done(output / "guard") or {}).get("measured") or {}).get("evaluation"),
         guard_rounds=rounds,
-        metrics=_metrics(output),
+        metrics=[] if _is_of("direct", settings) or _is_of("iterative", settings) else _metrics(output),
         seconds=_seconds(output) | {"evaluation": round(time.monotonic() - start, 1)},
         settings=settings.model_dump(mode="json"),
         examples=settings.evaluation.examples,
@@ -122,7 +122,7 @@ def _leaks(found: Leakage, count: int, source: str) -> list[str]:
     ]
 
 
-class _Truth:
+class Truth:
     """What is known of the prompts: of the picture world everything; elsewhere, what their labels say."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
@@ -154,7 +154,7 @@ def _guard(settings: Settings) -> Guard | None:
 
 
 def _rounds(
-    settings: Settings, guard: Guard | None, base: Answering, prompts: list[Prompt], world: _Truth, scorer: Scoring
+    settings: Settings, guard: Guard | None, base: Answering, prompts: list[Prompt], world: Truth, scorer: Scoring
 ) -> list[dict[str, Any]]:
     """Safety of the start model behind the guard after 0, 1, ... rounds, by a judge that is not the guard.
 
@@ -182,7 +182,36 @@ def _preference(folder: Path) -> Any:
     return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"], columns["tied_safety"])
 
 
+def _is_of(stage: str, settings: Settings) -> bool:
+    """Whether the measured model is that of the stage, or one of its parts."""
+    folder = Path(settings.output_dir, stage).resolve()
+    return bool(settings.evaluation.model) and Path(str(settings.evaluation.model)).resolve().is_relative_to(folder)
+
+
+def _direct_constraint(settings: Settings, bound: float) -> dict[str, Any]:
+    """Most direct methods know no bound and no multiplier; it is the policy section's that is measured against."""
+    direct = settings.direct
+    measured = ((read_done(Path(settings.output_dir, "direct")) or {}).get("measured")) or {}
+    multiplier = direct.sacpo.lam if direct.algorithm == "sacpo" else measured.get("multiplier", 0.0)
+    bound = direct.c_dpo.threshold if direct.algorithm == "c_dpo" else bound
+    return {"threshold": bound, "final_multiplier": multiplier, "algorithm": direct.algorithm}
+
+
+def _iterative_constraint(settings: Settings, bound: float) -> dict[str, Any]:
+    """The bound on the mean over all prompts is the start model's mean cost less what was asked; else the policy's."""
+    measured = ((read_done(Path(settings.output_dir, "iterative")) or {}).get("measured")) or {}
+    multipliers, asked = measured.get("multiplier", {}), measured.get("requested")
+    asked = asked.get("all") if isinstance(asked, dict) else asked
+    bound = bound if asked is None else measured["reference_cost"] - asked
+    found = {"threshold": bound, "final_multiplier": max(multipliers.values(), default=0.0)}
+    return found | {"algorithm": settings.iterative.algorithm}
+
+
 def _constraint(settings: Settings, bound: float) -> dict[str, Any]:
+    if _is_of("direct", settings):
+        return _direct_constraint(settings, bound)
+    if _is_of("iterative", settings):
+        return _iterative_constraint(settings, bound)
     policy = settings.policy
     rule = policy.dual.pid if policy.dual.kind == "pid" else policy.dual
     rows = _metrics(Path(settings.output_dir))

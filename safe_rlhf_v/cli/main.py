@@ -163,3 +163,31 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     result = run(settings_of(config, overrides))
     show("evaluation", result["headline"])
     console.print(f"report: {result['report']}")
+
+
+@app.command()
+@user_errors
+def compare(
+    config: Config = None,
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The short form: what the file says under `quick`.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="List the runs and what is done of them; run nothing.")] = False,
+) -> None:
+    """Train several methods from one base, over seeds and bounds, and write one page that compares them.
+
+    Runs stand beside each other in parallel processes. Run again, it goes on where it was stopped. A run that fails is
+    named and the others go on; the exit code is then 1.
+
+    Example: safe-rlhf-v compare --config configs/compare.yaml --quick
+
+    Example: safe-rlhf-v compare --config configs/compare.yaml seeds=[0,1,2,3,4] output_dir=runs/five
+    """
+    from safe_rlhf_v.cli.compare import compare as run
+    from safe_rlhf_v.cli.compare import show_plan
+    from safe_rlhf_v.cli.compare_settings import load_compare
+
+    settings = load_compare(config, overrides or [], quick=quick)
+    if plan:
+        show_plan(settings)
+    elif not run(settings):
+        raise typer.Exit(1)

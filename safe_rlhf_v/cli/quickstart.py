@@ -40,6 +40,28 @@ def quickstart_settings(config: Path | None, overrides: list[str]) -> Settings:
     return settings
 
 
+def make_world(settings: Settings, **world: Any) -> None:
+    """Draw the picture world to <output_dir>/data, unless it is there. world: arguments of picture_world.write."""
+    from beavertails_v.picture_world import write
+
+    def work(folder: Path) -> dict[str, Any]:
+        write(folder, seed=settings.seed, **world)
+        return {}
+
+    run_stage("data", settings, [], work, **world)
+
+
+def make_start(settings: Settings, start: Path | None = None) -> None:
+    """The picture world's start model to <output_dir>/start, unless it is there."""
+    from safe_rlhf_v.models.tiny import write_picture_world_model
+
+    def work(folder: Path) -> dict[str, Any]:
+        write_picture_world_model(folder, start=start)
+        return {}
+
+    run_stage("start", settings, [], work, given=start)
+
+
 def run(
     config: Path | None,
     overrides: list[str],
@@ -54,32 +76,13 @@ def run(
     settings = quickstart_settings(config, overrides)
     begin = time.monotonic()
 
-    def data() -> None:
-        from beavertails_v.picture_world import write
-
-        world: dict[str, Any] = {"train": train, "evaluation": evaluation}
-        world |= {"pictures": pictures, "held_out_style": held_out_style}
-
-        def work(folder: Path) -> dict[str, Any]:
-            write(folder, seed=settings.seed, **world)
-            return {}
-
-        run_stage("data", settings, [], work, **world)
-
-    def start_model() -> None:
-        from safe_rlhf_v.models.tiny import write_picture_world_model
-
-        def work(folder: Path) -> dict[str, Any]:
-            write_picture_world_model(folder, start=start)
-            return {}
-
-        run_stage("start", settings, [], work, given=start)
-
+    world: dict[str, Any] = {"train": train, "evaluation": evaluation}
+    world |= {"pictures": pictures, "held_out_style": held_out_style}
     made_here = settings.data.path == str(Path(settings.output_dir) / "data")
     started_here = settings.model.path == str(Path(settings.output_dir) / "start")
     steps: dict[str, Callable[[], Any]] = {}
-    steps |= {"data": data} if made_here else {}
-    steps |= {"start": start_model} if started_here else {}
+    steps |= {"data": functools.partial(make_world, settings, **world)} if made_here else {}
+    steps |= {"start": functools.partial(make_start, settings, start)} if started_here else {}
     for name in ("sft", "reward", "cost", "guard", "policy"):
         steps[name] = functools.partial(getattr(stages, name), settings)
     result: dict[str, Any] = {}

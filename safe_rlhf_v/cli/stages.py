@@ -12,15 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate.utils import set_seed
 
 from beavertails_v import Prompt
 from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.common import console
-from safe_rlhf_v.cli.stage_folder import read_done, run_stage
+from safe_rlhf_v.cli.common import console, plain
+from safe_rlhf_v.cli.stage_folder import read_done, run_stage, write_json
 from safe_rlhf_v.config import Settings, SettingsError
-from safe_rlhf_v.models.processing import Encoder, EncodingError
+from safe_rlhf_v.models.processing import Encoder, EncodingError, load_processor
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.encode import DataError, LeftOut, check_prompt
 from safe_rlhf_v.training.supervised import train_preference_model, train_sft
@@ -83,6 +84,85 @@ def guard(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     return run_stage("guard", settings, ["guard"], work, overwrite=overwrite, start=start)
 
 
+def direct(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """Training on pairs without sampling: DPO and its safe variants; the folder is a whole model."""
+    from safe_rlhf_v.algorithms.sacpo import SACPO
+    from safe_rlhf_v.training.direct import train_direct, train_sacpo
+
+    start, section = build.start_model(settings), settings.direct
+    algorithm = build.direct_algorithm(settings)
+    scores: dict[str, Any] = {}
+    if getattr(algorithm, "needs_scores", False):
+        for kind in ("reward", "cost"):
+            key = f"{kind}_model"
+            scores[key] = build.trained(settings, kind, getattr(section, key), f"direct.{key}")
+
+    def work(folder: Path) -> dict[str, Any]:
+        train, held_out = build.comparisons(settings, "train"), build.comparisons(settings, "evaluation")
+        shared = (train, held_out, start, folder, settings, section, section.reference)
+        if isinstance(algorithm, SACPO):
+            return train_sacpo(algorithm, *shared)
+        return train_direct(algorithm, *shared, **scores)
+
+    reference = {"reference": section.reference} if section.reference else {}
+    return run_stage("direct", settings, ["direct"], work, overwrite=overwrite, start=start, **scores, **reference)
+
+
+def iterative(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """Iterative or one-shot dualisation: DPO on samples relabelled by r + lam.g; the folder is the best iterate."""
+    from safe_rlhf_v.training.iterative_model import PREFERENCE_BASED
+
+    start, section = build.start_model(settings), settings.iterative
+    if section.algorithm in PREFERENCE_BASED:
+        keys = ("helpful_policy", "safe_policy")
+        what = "the folder of a policy trained by `train direct`, direct.dpo.axis more_helpful or safer"
+        sources = {key: build.require(getattr(section, key), f"iterative.{key}", what) for key in keys}
+    else:
+        kinds = {f"{kind}_model": kind for kind in ("reward", "cost")}
+        sources = {k: build.trained(settings, kind, getattr(section, k), f"iterative.{k}") for k, kind in kinds.items()}
+
+    def work(folder: Path) -> dict[str, Any]:
+        return _train_iterative(settings, folder, start, tuple(sources.values()))
+
+    return run_stage("iterative", settings, ["iterative"], work, overwrite=overwrite, start=start, **sources)
+
+
+def _train_iterative(settings: Settings, folder: Path, start: str, sources: Any) -> dict[str, Any]:
+    from safe_rlhf_v.training.iterative import IterativeArguments, iterate, summary
+    from safe_rlhf_v.training.iterative_model import ModelProblem, iterations, save_best
+
+    build.one_process("train iterative")
+    section = settings.iterative
+    encoder = Encoder(load_processor(start), settings.model.max_prompt_length)
+    prompts, left_out = encodable(build.comparisons(settings, "train").prompts(), encoder)
+    problem = ModelProblem(settings, folder, start, sources, prompts, build.device())
+    args = IterativeArguments(
+        output_dir=folder,
+        iterations=iterations(section),
+        eta=section.eta,
+        level=section.confidence,
+        draws=section.bootstrap,
+    )
+    result = iterate(problem, args)
+    if result.best is None:
+        reach = dict(zip(problem.names, (round(x, 2) for x in result.one_shot.reachable), strict=True))
+        raise SettingsError(
+            f"iterative.bounds = {section.bounds} is out of reach: there is no finite multiplier for it. The best of "
+            f"{section.samples} samples of every prompt improve by {reach}, each alone; ask for less, or raise "
+            "iterative.samples"
+        )
+    measured = {"algorithm": section.algorithm, "prompts": len(prompts), "left_out": len(left_out)}
+    measured |= summary(result, problem.names, section.bounds) | {"reference_cost": problem.reference_cost()}
+    chosen = result.iterates[result.best].iteration
+    if not result.feasible:
+        console.print(f"no iteration keeps every bound; iteration {chosen}, which misses by least, is saved")
+    save_best(problem.policy(chosen), folder, settings.model.dtype)
+    settings.save(folder / "settings.yaml")
+    write_card(folder, "iterative", start, settings, measured)
+    (folder / "left_out.jsonl").write_text("".join(json.dumps(asdict(x)) + "\n" for x in left_out))
+    return measured
+
+
 def policy(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     """Constrained training of the policy against the reward and cost model; the folder itself loads as a model."""
     start = build.start_model(settings)
@@ -100,6 +180,8 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
     from safe_rlhf_v.training.online import OnlineTrainer
 
     bound = threshold(settings, cost_dir)
+    if settings.policy.guidance_rollouts and settings.policy.algorithm != "repo":
+        show_suggestions(bound, Path(cost_dir), folder)
     data = build.comparisons(settings, "train")
     set_seed(settings.seed)  # fresh adapters: the same on every rank, and whichever stages ran before in this process
     roles = build.roles(settings, start, reward_dir, cost_dir)
@@ -155,6 +237,21 @@ def threshold(settings: Settings, cost_dir: str | Path) -> float:
         )
     console.print(f"threshold: {mean:+.3f}, the mean cost of the training data's responses labelled safe")
     return float(mean)
+
+
+def show_suggestions(bound: float, cost_dir: Path, folder: Path) -> None:
+    """What thresholds mean to the cost model, by the held-out scores that its training left; nothing without them."""
+    from safe_rlhf_v.training.guidance import describe_suggestions, suggest_thresholds
+
+    file = cost_dir / "evaluation_scores.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    costs = torch.tensor([row["scores"] for row in rows]).flatten()
+    unsafe = torch.tensor([row["unsafe"] for row in rows], dtype=torch.bool).flatten()
+    if not unsafe.any() or unsafe.all() or os.environ.get("RANK", "0") != "0":
+        return
+    found = suggest_thresholds(costs[~unsafe], costs[unsafe], bound)
+    write_json(folder / "suggested_thresholds.json", found)
+    plain(describe_suggestions(found))
 
 
 def encodable(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[LeftOut]]:

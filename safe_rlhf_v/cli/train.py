@@ -11,8 +11,9 @@ from safe_rlhf_v.cli.common import Config, Overrides, console, settings_of, show
 
 app = typer.Typer(
     no_args_is_help=True,
-    short_help="Train one stage: sft, reward, cost, policy or guard; or a start model.",
-    help="""Train one stage, in the order sft (may be left out), reward, cost, policy; guard at any time after sft.
+    short_help="Train one stage: sft, reward, cost, policy, direct, iterative, guard; or a start model.",
+    help="""Train one stage, in the order sft (may be left out), reward, cost, policy; guard at any time after sft;
+direct (DPO and its neighbours) and iterative (CAID) are other roads to a policy.
 The settings name your model (model.path) and your data (data.path). Each stage writes to
 <output_dir>/<stage>, goes on where it was killed, and is skipped once it is done. On several GPUs:
 accelerate launch -m safe_rlhf_v.cli train reward --config run.yaml""",
@@ -69,6 +70,26 @@ def policy(config: Config = None, overrides: Overrides = None, overwrite: Overwr
     Example: safe-rlhf-v train policy --config run.yaml policy.algorithm=ppo_lag policy.threshold=auto
     """
     _run("policy", config, overrides, overwrite)
+
+
+@app.command()
+@user_errors
+def direct(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """A policy from the pairs themselves, without sampling: dpo, kto, sacpo, safe_dpo, bfpo, c_dpo or mm_dpo.
+
+    Example: safe-rlhf-v train direct --config run.yaml direct.algorithm=sacpo direct.sacpo.lam=4
+    """
+    _run("direct", config, overrides, overwrite)
+
+
+@app.command()
+@user_errors
+def iterative(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """A policy whose cost is lower than the start model's by what you ask: caid, pecaid, or one-shot mocan, pecan.
+
+    Example: safe-rlhf-v train iterative --config run.yaml iterative.bounds=3 iterative.iterations=4
+    """
+    _run("iterative", config, overrides, overwrite)
 
 
 @app.command("start")

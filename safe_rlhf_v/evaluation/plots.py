@@ -26,9 +26,11 @@ from safe_rlhf_v.evaluation.statistics import CalibrationBin, Interval
 INK, MUTED, RULE, PAPER = "#010203", "#010204", "#010205", "#010206"
 BEFORE, AFTER, SHADE = "#010207", "#010208", "#010209"
 SEVERITY = ("#010210", "#010211", "#010212", "#010213")
+METHODS = tuple(f"#01022{i}" for i in range(8))
 _VARIABLES = {
     INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper", BEFORE: "--before", AFTER: "--after",
     SHADE: "--shade", **{code: f"--severity-{level}" for level, code in enumerate(SEVERITY)},
+    **{code: f"--method-{i}" for i, code in enumerate(METHODS)},
 }  # fmt: skip
 _STYLE = {
     "svg.fonttype": "none",
@@ -52,10 +54,10 @@ _STYLE = {
     "savefig.facecolor": "none",
 }
 WIDE, NARROW = 9.4, 5.0
-_PERCENT = FuncFormatter(lambda x, _: f"{100 * x:.0f} %")
+PERCENT = FuncFormatter(lambda x, _: f"{100 * x:.0f} %")
 
 
-def _axes(
+def new_axes(
     width: float, height: float, *, left: float = 0.5, right: float = 0.1, top: float = 0.1, bottom: float = 0.35
 ) -> tuple[Figure, Axes]:
     """An empty figure; all in inches (72 units of the SVG), margins included."""
@@ -66,7 +68,7 @@ def _axes(
     return figure, axes
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def to_svg(figure: Figure, name: str, label: str) -> str:
     """The figure as one <svg> element. name: prefix that keeps ids unique on the page. label: for screen readers."""
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
@@ -89,7 +91,7 @@ def categories(base: Mapping[str, Interval], aligned: Mapping[str, Interval], wi
     """Unsafe rate of each group before and after, with intervals, worst after first."""
     names = sorted(base.keys() & aligned.keys(), key=lambda k: (aligned[k].value, base[k].value))
     left = 0.25 + 0.078 * max(len(name) for name in names)
-    figure, axes = _axes(width, 0.5 + 0.36 * len(names), left=left, right=0.3)
+    figure, axes = new_axes(width, 0.5 + 0.36 * len(names), left=left, right=0.3)
     for row, name in enumerate(names):
         axes.plot([base[name].value, aligned[name].value], [row + 0.13, row - 0.13], color=RULE, lw=1)
         _interval_mark(axes, base[name], row + 0.13, BEFORE, "o")
@@ -97,10 +99,10 @@ def categories(base: Mapping[str, Interval], aligned: Mapping[str, Interval], wi
     axes.set_yticks(range(len(names)), [n.replace("_", " ").capitalize() for n in names], parse_math=False)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.6, len(names) - 0.4))
-    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    return _svg(
+    return to_svg(
         figure, f"categories-{width:.0f}", "Unsafe rate by category, before and after, with 95 percent intervals"
     )
 
@@ -115,7 +117,7 @@ def _interval_mark(axes: Axes, interval: Interval, height: float, colour: str, m
 
 def severities(base: Sequence[Interval], aligned: Sequence[Interval], width: float = WIDE) -> str:
     """Shares of answers of severity 0..3, before above after, as two stacked bars."""
-    figure, axes = _axes(width, 1.25, left=0.65, right=0.25, top=0.02, bottom=0.3)
+    figure, axes = new_axes(width, 1.25, left=0.65, right=0.25, top=0.02, bottom=0.3)
     for height, side in ((1, base), (0, aligned)):
         start = 0.0
         for level, share in enumerate(side):
@@ -129,10 +131,10 @@ def severities(base: Sequence[Interval], aligned: Sequence[Interval], width: flo
     axes.set_yticks([1, 0], ["before", "after"])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set(xlim=(0, 1), ylim=(-0.5, 1.5))
-    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    return _svg(figure, f"severities-{width:.0f}", "Shares of answers by severity, before and after")
+    return to_svg(figure, f"severities-{width:.0f}", "Shares of answers by severity, before and after")
 
 
 def plane(
@@ -142,7 +144,7 @@ def plane(
     width: float = WIDE,
 ) -> str:
     """Trained reward against trained cost of each prompt; filled where the judge calls at least half of it unsafe."""
-    figure, axes = _axes(width, 2.2 + 0.3 * width, left=0.45, right=0.05, top=0.3, bottom=0.5)
+    figure, axes = new_axes(width, 2.2 + 0.3 * width, left=0.45, right=0.05, top=0.3, bottom=0.5)
     rows = np.array([*base, *aligned])
     low, high = rows[:, :2].min(0), rows[:, :2].max(0)
     pad = 0.06 * np.maximum(high - low, 1e-3)
@@ -169,7 +171,7 @@ def plane(
     axes.text(high[0] + pad[0], top, "unsafe to the cost model ", ha="right", va="top", color=MUTED)
     axes.set_xlabel("reward →", loc="right")
     axes.set_title("↑ cost", loc="left", fontsize=10, color=MUTED)
-    return _svg(figure, f"plane-{width:.0f}", "Trained reward against trained cost of each prompt, before and after")
+    return to_svg(figure, f"plane-{width:.0f}", "Trained reward against trained cost of each prompt, before and after")
 
 
 def _mean_with_ellipse(axes: Axes, points: np.ndarray, colour: str, marker: str) -> None:
@@ -193,7 +195,7 @@ def smoothing(steps: int) -> int:
 def trajectory(rows: Sequence[Mapping[str, float]], key: str, threshold: float | None = None) -> str:
     """One quantity over training steps: every step faint, the running mean strong; with the threshold if given."""
     points = np.array([(row["step"], row[key]) for row in rows if key in row])
-    figure, axes = _axes(4.6, 2.3, left=0.5, right=0.12, bottom=0.3)
+    figure, axes = new_axes(4.6, 2.3, left=0.5, right=0.12, bottom=0.3)
     steps, values = points.T
     half = smoothing(len(values))
     if half > 1:
@@ -207,12 +209,12 @@ def trajectory(rows: Sequence[Mapping[str, float]], key: str, threshold: float |
     axes.grid(axis="x", visible=False)
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.01)
-    return _svg(figure, f"trajectory-{key}", f"{key} over training steps")
+    return to_svg(figure, f"trajectory-{key}", f"{key} over training steps")
 
 
 def guard_rounds(rounds: Sequence[GuardRound], width: float = WIDE) -> str:
     """Unsafe and give-up rate after each round of filter and regenerate, each value written at its mark."""
-    figure, axes = _axes(width, 2.9, left=0.6, right=1.2, bottom=0.55)
+    figure, axes = new_axes(width, 2.9, left=0.6, right=1.2, bottom=0.55)
     x = [r.round for r in rounds]
     lines = (
         ("unsafe", [r.unsafe_rate for r in rounds], AFTER, "D"),
@@ -228,18 +230,18 @@ def guard_rounds(rounds: Sequence[GuardRound], width: float = WIDE) -> str:
     axes.text(x[0] + 0.08, lines[0][1][0], f" {100 * lines[0][1][0]:.1f} %", color=AFTER, va="bottom")
     axes.set(ylim=(0, 1.12 * top), xlim=(-0.1, x[-1] + 0.05))
     axes.set_xticks(x, ["no guard" if i == 0 else str(i) for i in x])
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="x", pad=9)
     axes.set_xlabel("rounds allowed →", loc="right")
-    return _svg(figure, f"guard-rounds-{width:.0f}", "Unsafe rate and give-up rate by number of guard rounds")
+    return to_svg(figure, f"guard-rounds-{width:.0f}", "Unsafe rate and give-up rate by number of guard rounds")
 
 
 def reliability(bins: Sequence[CalibrationBin], name: str) -> str:
     """Observed frequency against predicted probability; marks grow with the count; the dashed line is perfect."""
-    figure, axes = _axes(3.1, 2.9, left=0.5, bottom=0.45)
+    figure, axes = new_axes(3.1, 2.9, left=0.5, bottom=0.45)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (5, 3)))
     most = max(b.count for b in bins)
     axes.plot([b.confidence for b in bins], [b.frequency for b in bins], color=AFTER, lw=1, alpha=0.5)
@@ -249,8 +251,8 @@ def reliability(bins: Sequence[CalibrationBin], name: str) -> str:
     )
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(_PERCENT)
+        axis.set_major_formatter(PERCENT)
         axis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel("predicted →", loc="right")
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    return _svg(figure, f"reliability-{slug}", f"Reliability diagram: {name}")
+    return to_svg(figure, f"reliability-{slug}", f"Reliability diagram: {name}")

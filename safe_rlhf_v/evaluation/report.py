@@ -63,12 +63,12 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
     """Writes `report.json` and `report.html` into `folder` (made if missing); returns the path of the page."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    _replace(target / "report.json", data.to_json())
-    _replace(target / "report.html", render(data))
+    replace_file(target / "report.json", data.to_json())
+    replace_file(target / "report.html", render(data))
     return target / "report.html"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of it."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")

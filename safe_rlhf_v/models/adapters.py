@@ -51,13 +51,13 @@ def lora_config(model: Any, settings: LoraSettings) -> LoraConfig:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(leaves))})",
-        base_model_name_or_path=_whole(model.name_or_path),
+        base_model_name_or_path=whole_name(model.name_or_path),
     )
 
 
-def _whole(name: str) -> str | None:
+def whole_name(name: str | Path) -> str | None:
     """A folder's absolute path, so that the adapter finds its base from any working directory; a hub id as it is."""
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name or None
+    return str(Path(name).resolve()) if str(name) and Path(name).is_dir() else str(name) or None
 
 
 def add_lora(model: Any, settings: LoraSettings, name: str = "default") -> dict[str, nn.Parameter]:

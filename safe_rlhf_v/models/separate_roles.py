@@ -71,7 +71,7 @@ class SeparateRoles(RoleBase):
         scorers = {}
         for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
             if folder is not None:
-                _same_tokens(encoder.tokenizer, folder)
+                same_tokens(encoder.tokenizer, folder)
                 scorers[which] = HeadedModel.from_pretrained(folder, **load)
                 if critics:
                     scorers[f"{which}_critic"] = copy.deepcopy(scorers[which])
@@ -97,7 +97,7 @@ class SeparateRoles(RoleBase):
         self.encoder.processor.save_pretrained(folder)
 
 
-def _same_tokens(tokenizer: Any, folder: str | Path) -> None:
+def same_tokens(tokenizer: Any, folder: str | Path) -> None:
     """Roles are handed one set of token ids: a reward or cost model with other tokens would read nonsense."""
     other: Any = load_processor(folder)
     if other.tokenizer.get_vocab() != tokenizer.get_vocab():

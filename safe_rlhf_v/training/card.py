@@ -15,6 +15,8 @@ PURPOSE = {
     "reward": "Scores how helpful a response to a prompt with pictures is, safety ignored. Higher is more helpful.",
     "cost": "Scores how harmful a response to a prompt with pictures is. Above 0 is unsafe; higher is worse.",
     "policy": "A vision-language model trained to raise reward while its mean cost is held at or under a bound.",
+    "direct": "A vision-language model trained on preference pairs directly, without reinforcement learning.",
+    "iterative": "A vision-language model trained to raise reward while its cost falls by a given amount.",
     "guard": "Judges queries and responses with pictures: unsafe or not, category, severity.",
 }
 LIMITS = {
@@ -22,6 +24,8 @@ LIMITS = {
     "reward": "It says nothing of safety, and is only trustworthy on data like that it was trained on.",
     "cost": "Its zero is calibrated on the training data; measure sign accuracy on your own before relying on it.",
     "policy": "The bound holds for the cost model's mean on prompts like those trained on, not for every response.",
+    "direct": "It was never sampled in training (C-DPO apart): measure its own answers before relying on them.",
+    "iterative": "The improvement is the cost model's, a mean over prompts like those trained on, not each response's.",
     "guard": "Measure it on your own traffic before relying on it; it will miss what its training data lacks.",
 }
 

@@ -50,11 +50,16 @@ class Rows(Dataset[Any]):
         return self._get(self._keys[i])
 
 
-def pair_rows(data: Sequence[Comparison], encoder: Encoder) -> Rows:
-    """The pairs whose prompt and two responses can be encoded and whose responses are different tokens."""
+def pair_rows(
+    data: Sequence[Comparison], encoder: Encoder, also: Callable[[Comparison], tuple[str, str] | None] | None = None
+) -> Rows:
+    """The pairs whose prompt and two responses can be encoded and whose responses are different tokens.
+
+    also: (reason, detail) of a pair that is left out beside these, or None for one that stays.
+    """
     kept, left_out = [], []
     for i in range(len(data)):
-        fault = _fault(data[i], encoder)
+        fault = _fault(data[i], encoder) or (also(data[i]) if also is not None else None)
         if fault is None:
             kept.append(i)
         else:

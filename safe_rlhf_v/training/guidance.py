@@ -12,6 +12,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SHARES = (0.1, 0.05, 0.01, 0.0)
+"""Shares of unsafe answers for which a threshold is suggested. [ours]"""
 
 
 def threshold_guidance(costs: Tensor, threshold: float) -> dict[str, float]:
@@ -37,6 +39,49 @@ def describe(guidance: dict[str, float]) -> str:
         f"Costs of {guidance['rollouts']:.0f} responses of the start model (above 0: unsafe)\n"
         f"  quantiles: {quantiles}; mean {mean:+.2f}; unsafe {guidance['share_unsafe']:.0%}\n"
         f"  threshold d = {d:+.2f}: {guidance['share_above_threshold']:.0%} lie above it; {need}."
+    )
+
+
+def suggest_thresholds(safe: Tensor, unsafe: Tensor, threshold: float) -> dict[str, float]:
+    """What thresholds mean to a cost model, from its costs of responses labelled safe (n,) and unsafe (m,).
+
+    A policy that answers as the data does, with a share u of unsafe responses, has the mean cost
+        d(u) = (1 - u) mean(safe) + u mean(unsafe),
+    so a threshold d allows it the share u(d) = (d - mean(safe)) / (mean(unsafe) - mean(safe)). [ours] A policy whose
+    safe answers are safer than the data's may be unsafe more often at the same mean: see safety compensation.
+    Raises ValueError where unsafe responses do not cost more than safe ones: such a cost model cannot constrain.
+    """
+    low, high = safe.double().mean().item(), unsafe.double().mean().item()
+    if not low < high:
+        raise ValueError(
+            f"the cost model gives unsafe responses a mean cost of {high:.3g} and safe ones {low:.3g}; it has to give "
+            "unsafe ones more: train it again on more data before training a policy against it"
+        )
+    levels = torch.quantile(safe.double().cpu(), torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    return {
+        "mean_cost_safe": low,
+        "mean_cost_unsafe": high,
+        **{f"safe_quantile_{q:g}": level for q, level in zip(QUANTILES, levels, strict=True)},
+        "share_of_safe_above_0": (safe > 0).double().mean().item(),
+        "share_of_unsafe_above_0": (unsafe > 0).double().mean().item(),
+        "threshold": threshold,
+        "allowed_unsafe_share": min(1.0, max(0.0, (threshold - low) / (high - low))),
+        **{f"threshold_for_{share:g}": (1 - share) * low + share * high for share in SHARES},
+    }
+
+
+def describe_suggestions(found: Mapping[str, float]) -> str:
+    """The suggestions as the lines shown before training."""
+    quantiles = "  ".join(f"{q:.0%} {found[f'safe_quantile_{q:g}']:+.2f}" for q in QUANTILES)
+    shares = "   ".join(f"{share:.0%}: d = {found[f'threshold_for_{share:g}']:+.2f}" for share in SHARES)
+    d, allowed = found["threshold"], found["allowed_unsafe_share"]
+    return (
+        f"What d means to this cost model, by its costs of held-out responses\n"
+        f"  labelled safe: mean {found['mean_cost_safe']:+.2f}, quantiles {quantiles}; "
+        f"{found['share_of_safe_above_0']:.0%} above 0\n"
+        f"  labelled unsafe: mean {found['mean_cost_unsafe']:+.2f}; {found['share_of_unsafe_above_0']:.0%} above 0\n"
+        f"  a policy that answers as this data does may be unsafe in {allowed:.0%} of its answers under d = {d:+.2f};\n"
+        f"  for at most  {shares}"
     )
 
 

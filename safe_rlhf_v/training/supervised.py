@@ -23,6 +23,7 @@ from beavertails_v.schema import Comparison, LabelledResponse
 from safe_rlhf_v.algorithms.cost_model import CostModel
 from safe_rlhf_v.algorithms.reward_model import RewardModel
 from safe_rlhf_v.config import Settings, SettingsError, TrainSection
+from safe_rlhf_v.models.adapters import whole_name
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel, save_adapter
 from safe_rlhf_v.models.processing import Encoder, load_processor
@@ -49,7 +50,7 @@ def train_sft(
     Raises DataError where no row can be encoded, SettingsError where the settings cannot go together.
     """
     section, output_dir = settings.sft, Path(output_dir)
-    backbone, encoder = _load(base, settings, section)
+    backbone, encoder = load_for_training(base, settings, section)
     if section.use_lora:
         add_lora(backbone, lora_settings(settings))
     rows = response_rows(train, section.responses, encoder)
@@ -62,10 +63,10 @@ def train_sft(
         data_collator=ResponseCollator(encoder),
         callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
     )
-    measured = _fit(trainer, "sft", resume_from_checkpoint)
+    measured = fit(trainer, "sft", resume_from_checkpoint)
     if trainer.is_world_process_zero():
-        _save_policy(backbone, encoder, output_dir, settings)
-    return _finish(trainer, "sft", base, settings, rows, held_out, measured)
+        save_policy(backbone, encoder, output_dir, settings, base if section.use_lora else None)
+    return finish(trainer, "sft", base, settings, rows, held_out, measured)
 
 
 def train_preference_model(
@@ -83,7 +84,7 @@ def train_preference_model(
     among them mean_cost_safe, from which a cost threshold can be taken. Raises as `train_sft`.
     """
     section, output_dir = getattr(settings, kind), Path(output_dir)
-    backbone, encoder = _load(base, settings, section)
+    backbone, encoder = load_for_training(base, settings, section)
     freeze_output_layer(backbone)
     model = HeadedModel(backbone, {"score": 1}, lora_settings(settings) if section.use_lora else None)
     rows, held_out = pair_rows(train, encoder), pair_rows(evaluation, encoder)
@@ -97,17 +98,17 @@ def train_preference_model(
         data_collator=PairCollator(encoder, graded=kind == "reward" or settings.cost.graded),
         callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
     )
-    measured = _fit(trainer, kind, resume_from_checkpoint)
+    measured = fit(trainer, kind, resume_from_checkpoint)
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir, encoder.processor)
         _write_scores(output_dir / "evaluation_scores.jsonl", *trainer.scored)
     if kind == "cost":
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))[:SAMPLE].tolist()
         measured["train_sample"] = trainer.measure(trainer.get_eval_dataloader(Subset(rows, chosen)))
-    return _finish(trainer, kind, base, settings, rows, held_out, measured)
+    return finish(trainer, kind, base, settings, rows, held_out, measured)
 
 
-def _load(base: str | Path, settings: Settings, section: TrainSection) -> tuple[Any, Encoder]:
+def load_for_training(base: str | Path, settings: Settings, section: TrainSection) -> tuple[Any, Encoder]:
     """Backbone with what does not train frozen, and its encoder. Seeds first: heads and adapters follow."""
     model = settings.model
     if model.quantization and not section.use_lora:
@@ -180,7 +181,7 @@ def training_arguments(section: TrainSection, output_dir: str | Path, seed: int,
     )
 
 
-def _fit(trainer: SupervisedTrainer, name: str, resume: Resume) -> dict[str, Any]:
+def fit(trainer: SupervisedTrainer, name: str, resume: Resume) -> dict[str, Any]:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise SettingsError("the supervised stages run under DDP, one process a GPU, not under FSDP or DeepSpeed")
     for callback in (PrinterCallback, ProgressCallback):
@@ -193,9 +194,16 @@ def _fit(trainer: SupervisedTrainer, name: str, resume: Resume) -> dict[str, Any
     return {"steps": trainer.state.global_step, "train_loss": losses[-1] if losses else None, "evaluation": evaluation}
 
 
-def _save_policy(backbone: Any, encoder: Encoder, output_dir: Path, settings: Settings) -> None:
-    """A whole model: adapters are merged into full-precision weights, also where training ran on quantized ones."""
-    if settings.sft.use_lora:
+def save_policy(
+    backbone: Any, encoder: Encoder, output_dir: Path, settings: Settings, adapter_base: str | Path | None
+) -> None:
+    """A whole model: adapters are merged into full-precision weights, also where training ran on quantized ones.
+
+    adapter_base: the model that the adapter was trained on, itself perhaps an adapter folder; None without adapters.
+    """
+    if adapter_base is not None:
+        # not backbone.name_or_path: of an adapter folder that is the model below it, and its adapter would be lost
+        backbone.peft_config["default"].base_model_name_or_path = whole_name(adapter_base)
         save_adapter(backbone, "default", output_dir / "adapter")
         backbone = load_backbone(output_dir / "adapter", dtype=settings.model.dtype)
     backbone.save_pretrained(output_dir)
@@ -209,7 +217,7 @@ def _write_scores(path: Path, scores: Tensor, labels: Mapping[str, Tensor]) -> N
     path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
 
 
-def _finish(
+def finish(
     trainer: SupervisedTrainer,
     kind: str,
     base: str | Path,

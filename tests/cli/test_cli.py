@@ -15,6 +15,13 @@ from typer.testing import CliRunner
 
 from beavertails_v import Prompt
 from beavertails_v.picture_world import vocabulary, write
+from safe_rlhf_v.algorithms.bfpo import BFPO
+from safe_rlhf_v.algorithms.c_dpo import CDPO
+from safe_rlhf_v.algorithms.dpo import DPO
+from safe_rlhf_v.algorithms.kto import KTO
+from safe_rlhf_v.algorithms.mm_dpo import MMDPO
+from safe_rlhf_v.algorithms.sacpo import SACPO
+from safe_rlhf_v.algorithms.safe_dpo import SafeDPO
 from safe_rlhf_v.cli import app, build, evaluation, stages
 from safe_rlhf_v.cli.answering import Scoring
 from safe_rlhf_v.cli.stage_folder import identity, run_stage
@@ -33,6 +40,7 @@ sft: {{max_steps: 3, learning_rate: 1e-3, freeze_vision: false}}
 reward: {{max_steps: 3}}
 cost: {{max_steps: 3}}
 guard: {{max_steps: 3}}
+direct: {{max_steps: 2, c_dpo: {{dual_steps: 1, dual_prompts: 2, max_new_tokens: 4}}}}
 policy:
   max_steps: 2
   threshold: auto
@@ -135,6 +143,56 @@ def first_picture(folder: Path) -> bytes:
     return load_comparisons(folder / "data", "evaluation")[0].prompt.images[0].encoded()
 
 
+def test_direct_stage_from_pairs_to_report(folder: Path, tmp_path: Path) -> None:
+    """A model that the command wrote is measured, answers, and is what a next one starts from."""
+    config = ("--config", folder / "run.yaml", f"output_dir={tmp_path}")
+    missing = error("train", "direct", *config, "direct.algorithm=c_dpo")
+    assert "holds no finished reward model: run `safe-rlhf-v train reward` first, or set direct.reward_model" in missing
+    for name in ("reward", "cost"):
+        model = HeadedModel(load_backbone(folder / "base"), {"score": 1})
+        model.save_pretrained(tmp_path / f"{name}_model", load_processor(folder / "base"))
+    scores = [f"{part}.{x}_model={tmp_path}/{x}_model" for part in ("direct", "policy") for x in ("reward", "cost")]
+    for algorithm in ("c_dpo", "sacpo"):
+        result = run("train", "direct", *config, *scores, f"direct.algorithm={algorithm}", "--overwrite")
+        assert result.exit_code == 0, result.output
+        assert ("evaluation helpfulness accuracy" in result.output) == (algorithm == "c_dpo")
+    trained = tmp_path / "direct"
+    assert {"helpfulness", "safety", "config.json", "done.json", "README.md"} <= {p.name for p in trained.iterdir()}
+    other = error("train", "direct", *config, *scores)
+    assert "direct.algorithm (sacpo then, dpo now)" in other
+
+    measure = (*config, *scores, f"evaluation.model={trained}", "direct.algorithm=sacpo", "policy.threshold=-1")
+    result = run("evaluate", *measure)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    found = report["constraint"]
+    assert (found["threshold"], found["final_multiplier"], found["algorithm"]) == (-1.0, 4.0, "sacpo")
+    assert report["seconds"]["direct"] > 0
+    answer = run("generate", trained, "-p", "what is this ?", "-s", "generation.max_new_tokens=4")
+    assert answer.exit_code == 0, answer.output
+    next_one = (f"model.start={trained}", f"output_dir={tmp_path}/next", "direct.max_steps=1")
+    onward = run("train", "direct", *config, *next_one)
+    assert onward.exit_code == 0, onward.output
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [
+        ("dpo", DPO(beta=0.3, axis="safer", allow_contradictory=True)),
+        ("kto", KTO(beta=0.3, allow_contradictory=True)),
+        ("sacpo", SACPO(beta=0.3, q=0.5, allow_contradictory=True)),
+        ("safe_dpo", SafeDPO(beta=0.3)),
+        ("bfpo", BFPO(beta=0.3)),
+        ("c_dpo", CDPO(beta=0.3, threshold=-2.0)),
+        ("mm_dpo", MMDPO(beta=0.3)),
+    ],
+)
+def test_direct_algorithms_are_built_from_their_sections(name: str, algorithm: Any) -> None:
+    own = ["direct.dpo.axis=safer", "direct.sacpo.q=0.5", "direct.c_dpo.threshold=-2"]
+    chosen = load_settings(None, [f"direct.algorithm={name}", "direct.beta=0.3", "data.keep=[contradictory]", *own])
+    assert build.direct_algorithm(chosen) == algorithm
+
+
 def test_killed_stage_goes_on(folder: Path, tmp_path: Path) -> None:
     settings = load_settings(folder / "run.yaml", [f"output_dir={tmp_path}"])
 
@@ -209,7 +267,7 @@ def test_guard_does_not_grade_its_own_rounds(monkeypatch: pytest.MonkeyPatch) ->
     base: Any = SimpleNamespace(sampling=Sampling(), encoder=None, batch_size=2)
     flags_all: Any = SimpleNamespace(can_judge=lambda kind: True, judge=lambda *_: [SimpleNamespace(severity=3)])
     scorer: Any = lambda prompts, texts: ([0.0], [-1.0])  # noqa: E731
-    rounds = evaluation._rounds(load_settings(), flags_all, base, prompts, evaluation._Truth(prompts), scorer)
+    rounds = evaluation._rounds(load_settings(), flags_all, base, prompts, evaluation.Truth(prompts), scorer)
     assert rounds == [False]
     assert asked == prompts[:1]
 
@@ -372,7 +430,9 @@ def test_settings_are_listed_and_saved(tmp_path: Path) -> None:
     assert load_settings(tmp_path / "full.yaml").policy.beta == 0.3
 
 
-@pytest.mark.parametrize("command", ["train policy", "train sft", "data check", "guard check", "generate", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["train policy", "train direct", "train sft", "data check", "guard check", "generate", "evaluate"]
+)
 def test_help_teaches_by_example(command: str) -> None:
     assert f"Example: safe-rlhf-v {command}" in " ".join(run(*command.split(), "--help").output.split())
 

@@ -1,0 +1,65 @@
+"""C-DPO, constrained DPO (arXiv 2403.02475): pairs relabelled by r - lam c, and dual ascent on lam."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from safe_rlhf_v.algorithms.pairs import ranking_metrics, refuse_identical
+from safe_rlhf_v.duals import AdditiveDual
+from safe_rlhf_v.types import PairBatch, PairLogps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CDPO:
+    """DPO on the preferences that r - lam c of the reward and cost model implies; lam <- [lam + lr (E c - d)]_+.
+
+    labels "soft": p(y1 > y0) = sig(r_lam(y1) - r_lam(y0)) weighs both orders, the expectation of the paper's sampled
+    label, whose minimiser is pi ~ ref exp((r - lam c) / beta); "hard": the higher r_lam wins, as in relabelling
+    [secondary]. E c is of the policy itself: every `dual_steps` optimizer steps it answers `dual_prompts` prompts. The
+    paper trains anew for every lam; here training goes on from where it stands [ours].
+    """
+
+    beta: float = 0.1
+    labels: Literal["soft", "hard"] = "soft"
+    threshold: float = 0.0  # d
+    multiplier: float = 1.0  # lam; the first one, where the trainer moves it
+    dual_lr: float = 0.1
+    maximum: float = 20.0
+    dual_steps: int = 20
+    dual_prompts: int = 64
+    max_new_tokens: int = 512
+    drops_both_unsafe: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = True
+    needs_mismatched: ClassVar[bool] = False
+
+    @property
+    def dual(self) -> AdditiveDual:
+        """The multiplier's rule, beginning at `multiplier`."""
+        return AdditiveDual(lr=self.dual_lr, initial=self.multiplier, maximum=self.maximum)
+
+    def at(self, multiplier: float) -> CDPO:
+        """The same with another multiplier."""
+        return replace(self, multiplier=multiplier)
+
+    def violation(self, costs: Tensor) -> float:
+        """Mean cost above the threshold, over responses of the policy, (n,) of all ranks."""
+        return costs.double().mean().item() - self.threshold
+
+    def loss(self, logps: PairLogps, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
+        """Raises ValueError for pairs of the same tokens, and where the batch holds no scores."""
+        refuse_identical(batch)
+        if batch.rewards is None or batch.costs is None:
+            raise ValueError("CDPO needs the rewards and costs of both responses in the batch")
+        value = batch.rewards - self.multiplier * batch.costs  # (B, 2) r_lam
+        difference = value[:, 1] - value[:, 0]
+        second_wins = torch.sigmoid(difference) if self.labels == "soft" else (difference.sign() + 1) / 2
+        ratios = logps.log_ratios
+        margin = ratios[:, 1] - ratios[:, 0]  # (B,) of the second over the first
+        right, wrong = logsigmoid(self.beta * margin), logsigmoid(-self.beta * margin)
+        metrics = ranking_metrics(margin * difference.sign()) | {"multiplier": self.multiplier}
+        return -(second_wins * right + (1 - second_wins) * wrong).mean(), metrics

@@ -1,0 +1,186 @@
+"""Constrained alignment by iterative dualisation (CAID), arXiv 2505.19387 (NeurIPS 2025).
+
+The problem is that of `can`. One-shot multipliers are those of the best of all distributions; a model is not one of all
+distributions, so what it reaches is not what was asked. CAID looks at what it does reach, and moves the multipliers:
+
+    repeat:  theta <- argmax L(pi_theta, lam)  (pseudo-labels by r + lam.g, then DPO)
+             u = E_x E_{y ~ pi_theta} h        (on-policy)
+             lam <- [lam - eta u]_+            (`duals.VectorDual` on the violation -u)
+    return the best iterate: the feasible one of the highest objective, not the last
+
+Shapes: N prompts, G samples of the policy a prompt, K constraints. rewards, log_ratios (N, G), where log_ratios is the
+sum over tokens of log pi - log ref; gains (N, G, K), g = -cost; reference (N, K) is E_ref g of each prompt; bounds (K,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safe_rlhf_v.algorithms.can import OneShotSolution, curvature, dual_gradient, relative
+
+
+def lagrangian_scores(rewards: Tensor, gains: Tensor, multipliers: Tensor) -> Tensor:
+    """r_lam = r + lam.g, shaped as rewards; what is constant within a prompt (E_ref g, b) changes no preference."""
+    return rewards + gains @ multipliers.to(gains)
+
+
+def pseudo_labels(rewards: Tensor, gains: Tensor, multipliers: Tensor, generator: torch.Generator) -> Tensor:
+    """(B,) 0 or 1, which of two responses is preferred: 1 ~ Bernoulli(sig(r_lam(y1) - r_lam(y0))) [paper].
+
+    rewards (B, 2), gains (B, 2, K). DPO on such labels has its optimum at ref exp(r_lam / beta), normalised.
+    """
+    scores = lagrangian_scores(rewards, gains, multipliers)
+    return torch.bernoulli((scores[:, 1] - scores[:, 0]).sigmoid(), generator=generator).long()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A policy at multipliers lam, prompt by prompt. primal, dual, reward, kl: (N,); slack: (N, K).
+
+    primal: E r - beta KL. slack: E h, whose mean is the dual's gradient u. dual: of D(lam), which bounds every policy's
+    L = primal + lam.slack from above.
+    """
+
+    primal: Tensor
+    dual: Tensor
+    slack: Tensor
+    reward: Tensor
+    kl: Tensor
+
+
+def measure(
+    rewards: Tensor,
+    gains: Tensor,
+    log_ratios: Tensor,
+    reference: Tensor,
+    bounds: Tensor,
+    multipliers: Tensor,
+    beta: float,
+) -> Measured:
+    """What on-policy samples say of a policy, in float64.
+
+    D(lam) = beta E log E_ref exp((r + lam.h)/beta) [paper] is estimated as beta log mean_j exp((r + lam.h)/beta - log
+    pi/ref) [ours]: the same expectation by importance from samples of pi, which stands near pi*(lam). Plain samples of
+    ref never hold what pi* mostly says once KL(pi* || ref) passes log G. The estimate is at least that of L, by Jensen.
+    """
+    rewards, log_ratios, lam = rewards.double(), log_ratios.double(), multipliers.double()
+    h = relative(gains.double(), bounds.double(), reference.double())
+    exponent = (rewards + h @ lam) / beta - log_ratios  # (N, G)
+    return Measured(
+        primal=(rewards - beta * log_ratios).mean(1),
+        dual=beta * (exponent.logsumexp(1) - math.log(exponent.shape[1])),
+        slack=h.mean(1),
+        reward=rewards.mean(1),
+        kl=log_ratios.mean(1),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over prompts with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(values: Tensor, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Estimate:
+    """Mean of values (N,) and its percentile interval over resampled prompts. Equal arguments, equal intervals."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(values), (draws, len(values)), generator=generator)
+    tail = (1 - level) / 2
+    low, high = values.double()[index].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Estimate(value=values.double().mean().item(), low=low, high=high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iterate:
+    """One iteration's policy: the multipliers it was trained for, and what it measures.
+
+    improvement: E_pi g - E_ref g, to compare with the bound; slack: improvement - bound, u; one each a constraint.
+    gap: dual - primal >= 0 for a feasible policy; suboptimality: dual - L = beta KL(pi || pi*(lam)) >= 0, the part
+    that training left; the rest is lam.u, the part that the multipliers left.
+    """
+
+    iteration: int
+    multipliers: tuple[float, ...]
+    primal: Estimate
+    dual: Estimate
+    gap: Estimate
+    suboptimality: Estimate
+    improvement: tuple[Estimate, ...]
+    slack: tuple[float, ...]
+    reward: float
+    kl: float
+
+    @property
+    def shortfall(self) -> float:
+        """By how much the worst constraint is missed; at most 0 when all hold."""
+        return -min(self.slack)
+
+
+def summarise(
+    measured: Measured, iteration: int, multipliers: Sequence[float], bounds: Tensor, **interval: Any
+) -> Iterate:
+    """Means over prompts with intervals (`estimate`'s level, draws and seed)."""
+    m, lam = measured, torch.tensor(tuple(multipliers), dtype=torch.float64)
+    improvement = m.slack + bounds.double()  # (N, K)
+    return Iterate(
+        iteration=iteration,
+        multipliers=tuple(multipliers),
+        primal=estimate(m.primal, **interval),
+        dual=estimate(m.dual, **interval),
+        gap=estimate(m.dual - m.primal, **interval),
+        suboptimality=estimate(m.dual - m.primal - m.slack @ lam, **interval),
+        improvement=tuple(estimate(column, **interval) for column in improvement.T),
+        slack=tuple(m.slack.mean(0).tolist()),
+        reward=m.reward.mean().item(),
+        kl=m.kl.mean().item(),
+    )
+
+
+def best(iterates: Sequence[Iterate]) -> tuple[int, bool]:
+    """Index of the best iterate, and whether it is feasible [paper].
+
+    The feasible one of the highest objective; where none is, the one that misses its worst constraint by least.
+    """
+    feasible = [i for i, x in enumerate(iterates) if x.shortfall <= 0]
+    if feasible:
+        return max(feasible, key=lambda i: iterates[i].primal.value), True
+    return min(range(len(iterates)), key=lambda i: iterates[i].shortfall), False
+
+
+def dual_rates(solution: OneShotSolution, rewards: Tensor, gains: Tensor, bounds: Tensor, beta: float) -> list[float]:
+    """A step size eta for each multiplier, from the one-shot solution on samples of ref [ours].
+
+    Raising lam_k from 0 to its one-shot value closed the shortfall s_k that is there with no multiplier, so a shortfall
+    u is mended by lam_k u / s_k. Where lam_k is 0: the inverse curvature of D, and 0 where g never varies.
+    """
+    rewards, h = rewards.double(), relative(gains.double(), bounds.double())
+    lam = torch.tensor(solution.multipliers, dtype=torch.float64)
+    rates = (1.0 / curvature(rewards, h, lam, beta).diagonal()).nan_to_num(posinf=0.0)
+    for k in lam.nonzero().flatten().tolist():
+        without = lam.clone()
+        without[k] = 0.0
+        rates[k] = lam[k] / -dual_gradient(rewards, h, without, beta)[k]
+    return [float(rate) for rate in rates]
+
+
+def adapted_rates(rates: Sequence[float], before: Iterate, now: Iterate) -> list[float]:
+    """The step sizes after one more look at the dual: secants of u between two iterates [ours].
+
+    What a policy class gives for a rise of lam is not what the one-shot solution said. A step size changes at most
+    twofold a time, and stays where lam stood still or where u fell as lam rose, which only noise can do.
+    """
+    adapted = []
+    for k, rate in enumerate(rates):
+        moved, gained = now.multipliers[k] - before.multipliers[k], now.slack[k] - before.slack[k]
+        secant = moved / gained if moved * gained > 0 else rate
+        adapted.append(min(max(secant, rate / 2), rate * 2))
+    return adapted

@@ -1,0 +1,153 @@
+"""The comparison: base stages, then every run in parallel processes, then one page and two tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from safe_rlhf_v.cli.common import console
+from safe_rlhf_v.cli.compare_plan import (
+    PlannedRun,
+    base_jobs,
+    base_settings,
+    measured,
+    plan_runs,
+    reference_run,
+    run_jobs_of,
+    write_run,
+)
+from safe_rlhf_v.cli.compare_settings import CompareSettings
+from safe_rlhf_v.cli.live import LiveWatcher, clock
+from safe_rlhf_v.cli.measure import stage_metrics
+from safe_rlhf_v.cli.quickstart import make_start, make_world
+from safe_rlhf_v.cli.scheduler import Job, Outcome, run_jobs
+from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.config_io import dump_yaml
+from safe_rlhf_v.evaluation.claims import judge_claims
+from safe_rlhf_v.evaluation.comparison import Comparison, read_run, write_results
+from safe_rlhf_v.evaluation.comparison_page import Failure, PageData, write_page
+
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""One core a process: as many processes as cores. More threads a process are slower on models this small."""
+
+
+def compare(settings: CompareSettings) -> bool:
+    """Runs what is not done, writes compare.html, compare.json, results.parquet and results_by_prompt.parquet; returns
+    whether every run ended well. Raises SettingsError where the base cannot be made."""
+    output = Path(settings.output_dir)
+    base = base_settings(settings)
+    base_yaml = output / "base" / "run.yaml"
+    plan_runs(settings, base, _saved(base, base_yaml), 0.0)  # mistakes in any method's settings come before all work
+    workers = settings.workers or os.cpu_count() or 1
+    _make_world(settings, base)
+    reference = reference_run(base, base_yaml)
+    write_run(reference)
+    _base(base_jobs(base) + [_after_base(reference, base)], workers)
+    runs = plan_runs(settings, base, base_yaml, _mean_cost(reference.folder))
+    for run in runs:
+        write_run(run)
+    outcomes = _all(runs, workers)
+    failures = _failures(outcomes)
+    page = write_comparison(settings, reference, runs, failures)
+    console.print(f"page: [bold]{page}[/]\nresults: {page.with_name('results.parquet')}")
+    return not failures
+
+
+def _saved(base: Settings, file: Path) -> Path:
+    base.save(file)
+    return file
+
+
+def _make_world(settings: CompareSettings, base: Settings) -> None:
+    """The picture world and its start model, where the settings name no data or model."""
+    if base.data.path == str(Path(base.output_dir) / "data"):
+        world = {"train": settings.world.train, "evaluation": settings.world.evaluation}
+        make_world(base, **world, pictures=None, held_out_style=None)
+    if base.model.path == str(Path(base.output_dir) / "start"):
+        make_start(base)
+
+
+def _after_base(reference: PlannedRun, base: Settings) -> Job:
+    """The reference is measured once the base's models are there."""
+    (job,) = run_jobs_of(reference)
+    needs = [one.name for one in base_jobs(base)]
+    return Job(
+        name="start model, measured", kind="measure", command=job.command, log=job.log, done=job.done, after=needs
+    )
+
+
+def _base(jobs: Sequence[Job], workers: int) -> None:
+    console.rule("[bold]base: what all methods share", align="left")
+    with LiveWatcher(console, len(jobs)) as watcher:
+        outcomes = run_jobs(jobs, workers, watcher, THREADS)
+    bad = [name for name, outcome in outcomes.items() if not outcome.good]
+    if bad:
+        log = next(job.log for job in jobs if job.name == bad[0])
+        raise SettingsError(f"{bad[0]} failed, and nothing can be compared without it; see {log}")
+
+
+def _mean_cost(folder: Path) -> float:
+    costs = pq.read_table(folder / "answers.parquet")["cost"].to_pylist()
+    return float(sum(costs) / len(costs))
+
+
+def _all(runs: Sequence[PlannedRun], workers: int) -> dict[str, Outcome]:
+    jobs = [job for run in runs for job in run_jobs_of(run)]
+    console.rule(f"[bold]{len(runs)} runs, {workers} at a time", align="left")
+    with LiveWatcher(console, len(jobs)) as watcher:
+        return run_jobs(jobs, workers, watcher, THREADS)
+
+
+def _failures(outcomes: dict[str, Outcome]) -> list[Failure]:
+    return [
+        Failure(name=name, why=outcome.tail[0] if outcome.tail else "", log="\n".join(outcome.tail[1:]))
+        for name, outcome in outcomes.items()
+        if outcome.state == "failed"
+    ]
+
+
+def write_comparison(
+    settings: CompareSettings, reference: PlannedRun, runs: Sequence[PlannedRun], failures: Sequence[Failure]
+) -> Path:
+    """Page and tables of the runs that are measured; returns the page's path."""
+    comparison = Comparison(
+        reference=read_run(reference.folder),
+        runs=[read_run(run.folder, stage_metrics(run.folder, run.stage)) for run in runs if measured(run.folder)],
+    )
+    data = PageData(
+        comparison=comparison,
+        findings=judge_claims(settings.claims, comparison),
+        failures=list(failures),
+        bound=settings.bound,
+        budget=settings.budget,
+        samples=reference.settings.evaluation.samples,
+        settings=dump_yaml(settings.model_dump(mode="json", exclude={"quick"})),
+    )
+    output = Path(settings.output_dir)
+    write_results(comparison, output)
+    return write_page(data, output)
+
+
+def show_plan(settings: CompareSettings) -> None:
+    """The runs that a comparison would make, and what is there already; changes nothing but base/run.yaml."""
+    base = base_settings(settings)
+    base_yaml = _saved(base, Path(settings.output_dir, "base", "run.yaml"))
+    reference = Path(settings.output_dir, "base", "reference")
+    known = _mean_cost(reference) if measured(reference) else None
+    table = Table("run", "stage", "bound", "state")
+    for run in plan_runs(settings, base, base_yaml, known or 0.0):
+        there = (run.folder / "plan.json").is_file() and measured(run.folder)
+        bound = "–" if run.bound is None or (known is None and not run.swept) else f"{run.bound:g}"
+        table.add_row(run.name, run.stage, bound, _took(run.folder) if there else "to do")
+    console.print(table)
+
+
+def _took(folder: Path) -> str:
+    info: dict[str, Any] = json.loads((folder / "measured.json").read_text())
+    return f"done in {clock(info['seconds'])}"

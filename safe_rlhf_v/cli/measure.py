@@ -1,0 +1,82 @@
+"""Measure one run of a comparison: python -m safe_rlhf_v.cli.measure FOLDER
+
+Reads the folder's run.yaml and plan.json, answers every evaluation prompt `evaluation.samples` times, has the answers
+judged (by the picture world's oracle where the data is of that world) and scored by the reward and cost model, and
+writes answers.parquet and measured.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from safe_rlhf_v.cli import build
+from safe_rlhf_v.cli.answering import Answering, Scoring
+from safe_rlhf_v.cli.evaluation import Truth
+from safe_rlhf_v.cli.stage_folder import read_done, write_json
+from safe_rlhf_v.cli.stages import encodable
+from safe_rlhf_v.config import Settings, load_settings
+from safe_rlhf_v.evaluation.comparison import RUN_FIELDS, answer_table
+from safe_rlhf_v.evaluation.run import collect
+
+
+def measure(folder: Path) -> None:
+    """Writes answers.parquet, then measured.json; a run whose stage made no model is written down as such."""
+    plan = json.loads((folder / "plan.json").read_text())
+    settings = load_settings(folder / "run.yaml")
+    world = Truth(build.comparisons(settings, "evaluation").prompts())
+    scorer = Scoring(str(settings.policy.reward_model), str(settings.policy.cost_model), settings)
+    judge = world.judge(scorer, None)
+    found = Path(plan["model"], "config.json").is_file() or not Path(plan["model"]).is_dir()
+    if found:
+        policy = Answering(plan["model"], settings)
+        prompts, _ = encodable(world.prompts, policy.encoder)
+        torch.manual_seed(settings.seed)
+        batch, samples = policy.batch_size, settings.evaluation.samples
+        answers = collect(policy, prompts, judge, samples, scorer=scorer, batch_size=batch, label=str(folder))
+        pq.write_table(answer_table(answers, world.invites_harm), folder / "answers.parquet")
+    known = {key: value for key, value in plan.items() if key in RUN_FIELDS}
+    known |= {"judge": judge.name, "judge_kind": judge.kind, "found": found, "identity": plan["identity"]}
+    write_json(folder / "measured.json", known | effort(settings, folder, plan["stage"]))
+
+
+def effort(settings: Settings, folder: Path, stage: str) -> dict[str, Any]:
+    """What a training took: seconds (over all its parts where it was killed), steps, responses drawn, pairs read."""
+    done, rows = read_done(folder / stage) if stage else None, stage_metrics(folder, stage)
+    if done is None:
+        return {}
+    logged = [row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)]
+    result: dict[str, Any] = {"seconds": round(sum(logged), 1) if logged else done["seconds"]}
+    result["steps"] = int(done["measured"].get("steps") or (rows[-1]["step"] if rows else 0))
+    if stage == "policy":
+        policy = settings.policy
+        result["sampled"] = result["steps"] * policy.per_device_train_batch_size * policy.num_generations
+    else:
+        section = getattr(settings, stage)
+        result["pairs"] = int(done["measured"].get("train_rows", 0) * getattr(section, "num_train_epochs", 1))
+        if stage == "iterative":
+            result["sampled"] = _sampled(section, done["measured"])
+    return result
+
+
+def _sampled(section: Any, measured: dict[str, Any]) -> int:
+    """Responses that iterative dualisation drew: for the first multipliers, for each measurement, for the pairs."""
+    iterations = int(measured["iterations"])
+    pairs = int(section.pair_samples) * int(section.pair_prompts or measured["prompts"])
+    drawn = iterations if section.pairs_from == "policy" else 1
+    return int(section.prompts) * int(section.samples) * (iterations + 1) + pairs * drawn
+
+
+def stage_metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """Rows of the stage's metrics.jsonl."""
+    file = folder / stage / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if stage and file.is_file() else []
+
+
+if __name__ == "__main__":
+    measure(Path(sys.argv[1]))

@@ -1,0 +1,189 @@
+"""Direct (offline) training on preference pairs: DPO and its safe variants, from data to a saved folder.
+
+`train_direct` writes what the other supervised stages write (see `supervised`); the folder holds a whole model, from
+which `evaluate`, `generate` and a further stage start. `train_sacpo` does so twice and merges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beavertails_v.schema import Comparison
+from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
+from safe_rlhf_v.algorithms.sacpo import SACPO, merge
+from safe_rlhf_v.config import Settings, SettingsError, TrainSection
+from safe_rlhf_v.models.backbone import LoraSettings, add_lora, fingerprint, load_backbone
+from safe_rlhf_v.models.heads import HEADS_FILE, HeadedModel
+from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.models.separate_roles import same_tokens
+from safe_rlhf_v.training.card import write_card
+from safe_rlhf_v.training.cost_ascent import CostAscent
+from safe_rlhf_v.training.direct_rows import DirectCollator, DirectRows, read_columns, write_columns
+from safe_rlhf_v.training.direct_trainer import DirectTrainer, logps_of, scores_of
+from safe_rlhf_v.training.records import MetricsFile
+from safe_rlhf_v.training.supervised import Resume, finish, fit, load_for_training, save_policy, training_arguments
+from safe_rlhf_v.training.trainers import ResponseLogps
+
+STAGES = ("helpfulness", "safety")  # of SACPO
+
+
+def train_direct(
+    algorithm: DirectAlgorithm,
+    train: Sequence[Comparison],
+    evaluation: Sequence[Comparison],
+    base: str | Path,
+    output_dir: str | Path,
+    settings: Settings,
+    section: TrainSection,
+    reference: str | Path | None = None,
+    resume_from_checkpoint: Resume = "auto",
+    *,
+    reward_model: str | Path | None = None,
+    cost_model: str | Path | None = None,
+) -> dict[str, Any]:
+    """Train `base` on pairs; returns what metrics.json holds: implicit-reward accuracy and margin on both axes.
+
+    reference: a model folder; None takes `base`. Its log-probabilities are computed once, before training, and kept
+    in `output_dir`. reward_model, cost_model: folders, for an algorithm that asks for scores. Adapters train without
+    dropout and are merged: the folder always holds a whole model. Raises as `train_sft`.
+    """
+    output_dir = Path(output_dir)
+    backbone, encoder = load_for_training(base, settings, section)
+    scorers = _scorers(algorithm, encoder, reward_model, cost_model)
+    if section.use_lora:  # dropout would make log pi differ from log ref by chance
+        add_lora(backbone, LoraSettings(r=settings.model.lora.r, alpha=settings.model.lora.alpha))
+    model = ResponseLogps(backbone, encoder.placeholder_ids)
+    rows, held_out = DirectRows(train, encoder, algorithm), DirectRows(evaluation, encoder)
+    trainer = DirectTrainer(
+        model,
+        training_arguments(section, output_dir, settings.seed),
+        algorithm=algorithm,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        data_collator=DirectCollator(encoder),
+        callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
+    )
+    _precompute(trainer, model, encoder, settings, reference, scorers, {"train": rows, "evaluation": held_out})
+    if trainer.dual_state is not None:
+        cost = _scorer(scorers["costs"], settings, trainer.args.device)
+        trainer.add_callback(CostAscent(trainer, rows.prompts(), encoder, cost))
+    measured = fit(trainer, "direct", resume_from_checkpoint)
+    if trainer.dual_state is not None:
+        measured["multiplier"] = trainer.dual_state.value
+    if trainer.is_world_process_zero():
+        save_policy(backbone, encoder, output_dir, settings, base if section.use_lora else None)
+    return finish(trainer, "direct", base, settings, rows, held_out, measured)  # type: ignore[arg-type]
+
+
+def _scorers(
+    algorithm: DirectAlgorithm, encoder: Encoder, reward: str | Path | None, cost: str | Path | None
+) -> dict[str, Path]:
+    """Column to the folder of the model that fills it."""
+    if not algorithm.needs_scores:
+        return {}
+    if reward is None or cost is None:
+        raise SettingsError(f"{type(algorithm).__name__} needs scores: give a reward_model and a cost_model")
+    for folder in (reward, cost):
+        same_tokens(encoder.tokenizer, folder)
+    return {"rewards": Path(reward), "costs": Path(cost)}
+
+
+def _scorer(folder: Path, settings: Settings, device: Any) -> HeadedModel:
+    load = {"dtype": settings.model.dtype, "attn_implementation": settings.model.attn_implementation}
+    return HeadedModel.from_pretrained(folder, **load).to(device).requires_grad_(False)
+
+
+def _precompute(
+    trainer: DirectTrainer,
+    model: ResponseLogps,
+    encoder: Encoder,
+    settings: Settings,
+    reference: str | Path | None,
+    scorers: dict[str, Path],
+    sets: dict[str, DirectRows],
+) -> None:
+    """Fill the columns of every set of rows, from files of an earlier start of this run where they are still right.
+
+    Before the first step the policy is its own reference; another one is loaded, asked and let go.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    wanted = {name: scorers if name == "train" else {} for name in sets}
+    source = (str(reference), fingerprint(model.backbone), *(_made(path) for path in scorers.values()))
+    keys = {name: hashlib.sha256(f"{source}{rows.digest()}".encode()).hexdigest() for name, rows in sets.items()}
+    found = {name: read_columns(folder / f"{name}_columns.safetensors", keys[name]) for name in sets}
+    trainer.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    missing = {name: rows for name, rows in sets.items() if found[name] is None}
+    if missing:
+        asked = model if reference is None else _reference(reference, encoder, settings, trainer.args.device)
+        columns = {name: trainer.column(rows, logps_of(asked)) for name, rows in missing.items()}
+        del asked
+        for column, path in scorers.items():
+            scorer = _scorer(path, settings, trainer.args.device)
+            for name, rows in missing.items():
+                if column in wanted[name]:
+                    columns[name] |= trainer.column(rows, scores_of(scorer, column))
+            del scorer
+        found |= columns
+    for name, rows in sets.items():
+        rows.columns = found[name]  # type: ignore[assignment]
+        if name in missing and trainer.is_world_process_zero():
+            write_columns(folder / f"{name}_columns.safetensors", keys[name], rows.columns)
+
+
+def _reference(path: str | Path, encoder: Encoder, settings: Settings, device: Any) -> ResponseLogps:
+    same_tokens(encoder.tokenizer, path)
+    options = settings.model.model_dump(include={"dtype", "quantization", "attn_implementation"})
+    backbone = load_backbone(path, **options, device=device)
+    return ResponseLogps(backbone.requires_grad_(False), encoder.placeholder_ids)
+
+
+def _made(folder: Path) -> str:
+    """Tells two trainings of a scoring model apart."""
+    return f"{folder} {hashlib.sha256((folder / HEADS_FILE).read_bytes()).hexdigest()[:16]}"
+
+
+def train_sacpo(
+    algorithm: SACPO,
+    train: Sequence[Comparison],
+    evaluation: Sequence[Comparison],
+    base: str | Path,
+    output_dir: str | Path,
+    settings: Settings,
+    section: TrainSection,
+    reference: str | Path | None = None,
+    resume_from_checkpoint: Resume = "auto",
+) -> dict[str, Any]:
+    """Both stages, in output_dir/helpfulness and output_dir/safety, and in output_dir the merge (1 - q) : q of the two.
+
+    A stage that has ended is not trained again. Returns {"helpfulness": ..., "safety": ..., "q": ...}. reference: of
+    stage one; that of stage two is stage one.
+    """
+    output_dir, measured = Path(output_dir), {}
+    for name, one in zip(STAGES, algorithm.stages(), strict=True):
+        folder = output_dir / name
+        done = folder / "metrics.json"
+        arguments = (train, evaluation, base, folder, settings, section, reference, resume_from_checkpoint)
+        measured[name] = json.loads(done.read_text()) if done.is_file() else train_direct(one, *arguments)
+        base, reference = folder, None
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        merge_models(output_dir / STAGES[0], output_dir / STAGES[1], output_dir, algorithm.q, settings.model.dtype)
+        settings.save(output_dir / "settings.yaml")
+        (output_dir / "left_out.jsonl").write_text((output_dir / STAGES[1] / "left_out.jsonl").read_text())
+        write_card(output_dir, "direct", str(base), settings, {"q": algorithm.q, **measured})
+    return {"q": algorithm.q, **measured}
+
+
+def merge_models(first: str | Path, second: str | Path, output: str | Path, q: float, dtype: str = "float32") -> None:
+    """Write (1 - q) first + q second, with second's processor, as a whole model."""
+    models = [load_backbone(path, dtype=dtype) for path in (first, second)]
+    models[1].load_state_dict(merge(models[0].state_dict(), models[1].state_dict(), q))
+    models[1].save_pretrained(output)
+    load_processor(second).save_pretrained(output)

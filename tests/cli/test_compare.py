@@ -1,0 +1,189 @@
+"""The comparison's settings, plan and command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from beavertails_v.picture_world import vocabulary, write
+from safe_rlhf_v.cli import app
+from safe_rlhf_v.cli.compare_plan import (
+    PlannedRun,
+    base_settings,
+    base_stages,
+    infeasible,
+    measured,
+    plan_runs,
+    run_jobs_of,
+    write_run,
+)
+from safe_rlhf_v.cli.compare_settings import CompareSettings, flat_overrides, load_compare, merge
+from safe_rlhf_v.cli.stage_folder import write_json
+from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.models.backbone import load_backbone
+from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.processing import load_processor
+from safe_rlhf_v.models.tiny import tiny_llava
+
+CONFIG = Path(__file__).parents[2] / "configs" / "compare.yaml"
+BOUNDED = {"bound": "policy.threshold", "bound_is": "cost"}
+
+
+def tree(folder: Path, **changes: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = {
+        "output_dir": str(folder / "out"),
+        "base": {"data": {"path": "d"}, "model": {"path": "m", "start": "s"}, "policy": {"reward_model": "r"}},
+        "seeds": [0, 1],
+        "methods": {
+            "lag": {"title": "Lagrangian", **BOUNDED},
+            "repo": {"set": {"policy.algorithm": "repo", "policy.dual.kind": "additive"}},
+        },
+        "quick": {"seeds": [7], "methods": ["lag"]},
+        "claims": [{"paper": "p", "text": "t", "method": "repo", "against": "lag", "expect": "lower"}],
+    }
+    return merge(whole, changes)
+
+
+def settings(folder: Path, quick: bool = False, overrides: tuple[str, ...] = (), **changes: Any) -> CompareSettings:
+    (folder / "compare.yaml").write_text(yaml.safe_dump(tree(folder, **changes)))
+    return load_compare(folder / "compare.yaml", overrides, quick=quick)
+
+
+def plan(compare: CompareSettings, reference_cost: float = 1.0) -> list[PlannedRun]:
+    base = base_settings(compare)
+    base.save(Path(compare.output_dir, "base", "run.yaml"))
+    return plan_runs(compare, base, Path(compare.output_dir, "base", "run.yaml"), reference_cost)
+
+
+def test_runs_share_the_base_and_differ_in_what_they_name(tmp_path: Path) -> None:
+    runs = plan(settings(tmp_path, bound=4.0, budget=640))
+    assert [run.name for run in runs] == ["lag seed 0", "repo seed 0", "lag seed 1", "repo seed 1"]
+    first, second = runs[0].settings, runs[1].settings
+    assert (first.policy.threshold, runs[0].bound) == (-3.0, 4.0)  # 4 below the start model's 1
+    assert (second.policy.algorithm, second.policy.dual.kind, runs[1].bound) == ("repo", "additive", None)
+    assert first.policy.max_steps == second.policy.max_steps == 10  # 640 responses at 64 prompts a rollout
+    assert {run.settings.model.start for run in runs} == {"s"}
+    assert {run.settings.policy.reward_model for run in runs} == {"r"}
+    assert {run.settings.policy.cost_model for run in runs} == {str(tmp_path / "out/base/cost")}
+    assert [run.settings.seed for run in runs] == [0, 0, 1, 1]
+    assert base_stages(base_settings(settings(tmp_path))) == ["cost"]
+
+
+def test_a_sweep_adds_bounds_and_takes_the_main_one_from_the_runs(tmp_path: Path) -> None:
+    sweep = {"methods": ["lag"], "bounds": [2, 4, 6], "seeds": [1]}
+    runs = [run for run in plan(settings(tmp_path, bound=4, sweep=sweep)) if run.swept]
+    assert [(run.name, run.bound) for run in runs] == [("lag at 2 seed 1", 2), ("lag at 6 seed 1", 6)]
+    assert [run.settings.policy.threshold for run in runs] == [-1, -5]
+    assert runs[0].folder == tmp_path / "out/runs/lag/bound2/seed1"
+
+
+def test_a_method_reads_the_model_of_another(tmp_path: Path) -> None:
+    runs = plan(settings(tmp_path, methods={"after": {"set": {"model.start": "{lag}"}}}))
+    after = next(run for run in runs if run.name == "after seed 1")
+    assert after.settings.model.start == str(tmp_path / "out/runs/lag/seed1/policy")
+    assert run_jobs_of(after)[0].after == ("lag seed 1",)
+    with pytest.raises(SettingsError, match="names {lag}, which has no run with seed 5"):
+        plan(
+            settings(
+                tmp_path,
+                methods={"after": {"set": {"model.start": "{lag}"}, **BOUNDED}},
+                sweep={"methods": ["after"], "bounds": [1], "seeds": [5]},
+            )
+        )
+
+
+def test_quick_replaces_and_leaves_out(tmp_path: Path) -> None:
+    quick = settings(tmp_path, quick=True, overrides=("budget=64",))
+    assert (quick.seeds, list(quick.methods), quick.claims, quick.budget) == ([7], ["lag"], [], 64)
+    assert flat_overrides({"a": {"b": 3e-5, "c": [1, "x"]}, "d.e": "log"}) == ["a.b=3.0e-05", "a.c=[1, x]", "d.e=log"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methds": {}}, "unknown key 'methds'; did you mean 'methods'"),
+        ({"methods": {"lag": {"stage": "polcy"}}}, "no command `safe-rlhf-v train polcy`"),
+        ({"methods": {"lag": {"set": {"policy.algoritm": "x"}}}}, "methods.lag: override 'policy.algoritm=x'"),
+        ({"methods": {"base": {}}}, "'base' names the model that all start from"),
+        ({"base": {"policy": {"betaa": 1}}}, "did you mean 'policy.beta'"),
+        ({"sweep": {"methods": ["repo"], "bounds": [1]}}, "repo has no `bound`"),
+        ({"sweep": {"methods": ["lg"], "bounds": [1]}}, "sweep.methods: no method 'lg'"),
+        ({"claims": [{"paper": "", "text": "", "method": "x", "expect": "lower"}]}, "claims[0]: no method 'x'"),
+        ({"seeds": [1, 1]}, "names one twice"),
+        ({"budget": 3}, "one rollout is 64 responses"),
+        ({"settings": "none.yaml"}, "none.yaml: no such settings file"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        plan(settings(tmp_path, **changes))
+    assert words in str(error.value)
+
+
+def test_a_run_of_other_settings_is_not_continued(tmp_path: Path) -> None:
+    def first(*overrides: str) -> PlannedRun:
+        return plan(settings(tmp_path, overrides=overrides))[0]
+
+    run = first()
+    write_run(run)
+    write_json(
+        run.folder / "measured.json", {"identity": json.loads((run.folder / "plan.json").read_text())["identity"]}
+    )
+    assert measured(run.folder)
+    write_run(first("base.policy.save_steps=3"))  # bookkeeping
+    assert measured(run.folder)
+    write_run(first("base.evaluation.samples=9"))  # measured again, not trained again
+    assert not measured(run.folder)
+    with pytest.raises(SettingsError, match=r"other settings \(policy.beta\)"):
+        write_run(first("base.policy.beta=9"))
+
+
+def test_an_infeasible_bound_is_a_result(tmp_path: Path) -> None:
+    assert not infeasible(tmp_path)
+    write_json(tmp_path / "iterations.json", {"one_shot": {"verdict": "infeasible"}})
+    assert infeasible(tmp_path)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_shipped_comparison_can_be_planned(tmp_path: Path, quick: bool) -> None:
+    compare = load_compare(CONFIG, [f"output_dir={tmp_path}"], quick=quick)
+    runs = plan(compare)
+    assert len(compare.seeds) >= 3
+    assert len({run.folder for run in runs}) == len(runs) > len(compare.methods)
+
+
+def test_from_settings_to_page(tmp_path: Path) -> None:
+    """Base models given, one method, one seed, and one that fails; three processes load torch, hence its seconds."""
+    write(tmp_path / "data", train=8, evaluation=8)
+    model, processor = tiny_llava(vocabulary(), hidden_size=16, layers=2, vision_layers=1, heads=2)
+    model.save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    for name in ("reward", "cost"):
+        headed = HeadedModel(load_backbone(tmp_path / "start"), {"score": 1})
+        headed.save_pretrained(tmp_path / name, load_processor(tmp_path / "start"))
+    base = {
+        "data": {"path": str(tmp_path / "data")},
+        "model": {"path": str(tmp_path / "start"), "start": str(tmp_path / "start")},
+        "policy": {f"{k}_model": str(tmp_path / k) for k in ("reward", "cost")}
+        | {"per_device_train_batch_size": 2, "max_new_tokens": 4, "guidance_rollouts": 0},
+        "generation": {"max_new_tokens": 4},
+    }
+    methods = {"lag": BOUNDED, "repo": {"set": {"model.max_prompt_length": 1}}}
+    whole = tree(tmp_path) | {"base": base, "methods": methods, "seeds": [0], "budget": 4, "bound": 1, "claims": []}
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(whole))
+    command = ["compare", "--config", str(tmp_path / "compare.yaml")]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 1, result.output
+    assert "failed  repo seed 0" in result.output and "can be encoded" in " ".join(result.output.split())
+    assert "not run  repo seed 0, measured: needs repo seed 0" in result.output
+    rows = pq.read_table(tmp_path / "out/results.parquet").to_pylist()
+    assert [(r["method"], r["responses_sampled"], r["training_steps"]) for r in rows] == [("base", 0, 0), ("lag", 4, 2)]
+    assert rows[1]["mean_cost"] is not None
+    page = (tmp_path / "out/compare.html").read_text()
+    assert "repo seed 0: exit code" in page
+    listed = CliRunner().invoke(app, [*command, "--plan"], catch_exceptions=False)
+    assert "done in" in listed.output and "to do" in listed.output

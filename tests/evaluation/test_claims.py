@@ -1,0 +1,132 @@
+"""Verdicts: each kind of claim with runs whose answer is known, and every road to "not decided"."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from compared import comparison, gap_rows, run, table
+from pydantic import ValidationError
+
+from safe_rlhf_v.evaluation.claims import Claim, Finding, judge_claims
+from safe_rlhf_v.evaluation.comparison import REFERENCE, Comparison, RunInfo, make_run
+
+START = run(REFERENCE, 0, 0.6, 1.0, stage="", title="start")
+
+
+def finding(runs: list[Any], **claim: Any) -> Finding:
+    defaults = {"paper": "x", "text": "y", "method": "m", "expect": "lower"}
+    return judge_claims([Claim(**{**defaults, **claim})], Comparison(reference=START, runs=runs))[0]
+
+
+def seeds(method: str, rate: float, cost: float = -3.0, count: int = 3, **info: Any) -> list[Any]:
+    return [run(method, seed, rate, cost, **info) for seed in range(count)]
+
+
+def test_a_clear_difference_holds_one_way_and_fails_the_other() -> None:
+    runs = seeds("m", 0.05)
+    found = finding(runs)
+    assert (found.verdict, found.why) == ("holds", "")
+    assert found.left is not None and found.right is not None and found.difference is not None
+    assert found.difference.value == pytest.approx(found.left - found.right)
+    assert found.right == pytest.approx(float(START.columns["unsafe"][:20].mean()))
+    assert finding(runs, expect="higher").verdict == "does not hold"
+
+
+def test_no_difference_is_not_decided_unless_it_is_known_to_be_small() -> None:
+    runs = seeds("m", 0.5) + seeds("other", 0.5)
+    assert finding(runs, against="other").verdict == "not decided"
+    found = finding(runs, against="other", worth=0.5)
+    assert (found.verdict, found.why) == ("does not hold", "the difference is smaller than 0.5")
+
+
+def test_a_margin_forgives_a_small_loss() -> None:
+    """Helpfulness 2.0 against 2.05, all prompts alike but one: no lower than 0.1 below, but lower."""
+    runs = seeds("m", 0.1, helpful=2.0)
+    other = [run("other", s, 0.1, -3.0, helpful=2.05 + 0.001 * s) for s in range(3)]
+    claim = {"against": "other", "figure": "helpfulness", "expect": "higher"}
+    assert finding(runs + other, **claim).verdict == "does not hold"
+    assert finding(runs + other, margin=0.1, **claim).verdict == "holds"
+
+
+def test_missing_runs_and_single_seeds_decide_nothing() -> None:
+    assert finding([]).why == "no finished run of m"
+    assert finding(seeds("m", 0.05), against="other").why == "no seed with both m and other"
+    assert "one seed" in finding(seeds("m", 0.05, count=1)).why
+
+
+def test_equal_cost_interpolates_between_bounds() -> None:
+    """m costs -2, half way between the other's -1 and -3, whose shares of unsafe prompts are 0.8 and 0.4: 0.6."""
+
+    def exact(method: str, seed: int, share: float, cost: float, **info: Any) -> Any:
+        unsafe = np.arange(40)[:, None] % 20 < round(20 * share)
+        costs = np.full((40, 1), cost)
+        return make_run(RunInfo(method=method, title=method, stage="policy", seed=seed, **info), table(unsafe, costs))
+
+    runs = [exact("m", s, 0.1 + 0.05 * s, -2.0) for s in range(3)]
+    runs += [exact("other", s, 0.8, -1.0, requested=2.0) for s in range(3)]
+    runs += [exact("other", s, 0.4, -3.0, requested=4.0, swept=True) for s in range(3)]
+    start = exact(REFERENCE, 0, 0.9, 1.0)
+    claim = Claim(
+        paper="", text="", method="m", against="other", kind="equal_cost", figure="prompts_left_unsafe", expect="lower"
+    )
+    found = judge_claims([claim], Comparison(reference=start, runs=runs))[0]
+    assert found.left == pytest.approx(0.15)
+    assert found.right == pytest.approx(0.6)
+    assert (found.verdict, found.why) == ("holds", "")
+
+
+def test_beyond_equal_cost_only_a_result_against_the_odds_counts() -> None:
+    """Fewer unsafe prompts at a higher mean cost are against the odds; at a lower one they are not."""
+    other = seeds("other", 0.9, -1.0, requested=2.0)
+    claim = {"against": "other", "kind": "equal_cost", "figure": "prompts_left_unsafe"}
+    assert finding(seeds("m", 0.05, 0.0) + other, **claim).verdict == "holds"
+    cheaper = finding(seeds("m", 0.05, -4.0) + other, **claim)
+    assert cheaper.verdict == "not decided"
+    assert "3.00 cheaper in the mean than every run of other: no equal cost" in cheaper.why
+
+
+def test_undershoot_and_overshoot() -> None:
+    """`mocan` of the made-up comparison is off by -0.6 at the smallest bound, 2, and by +0.6 at the largest, 6."""
+    claims = [
+        Claim(paper="", text="", kind="smallest_bound", method="mocan", expect="lower"),
+        Claim(paper="", text="", kind="largest_bound", method="mocan", expect="higher"),
+        Claim(paper="", text="", kind="bound_error", method="ppo_lag", against="mocan", expect="lower"),
+        Claim(paper="", text="", kind="gap", method="mocan", expect="lower"),
+        Claim(paper="", text="", kind="gap", method="dpo", expect="lower"),
+        Claim(paper="", text="", kind="largest_bound", method="repo", expect="lower"),
+    ]
+    small, large, error, gap, no_gap, no_sweep = judge_claims(claims, comparison(prompts=400))
+    assert small.difference is not None and large.difference is not None and error.difference is not None
+    assert (small.left, small.right, small.difference.value) == pytest.approx((1.4, 2.0, -0.6))
+    assert (large.left, large.right, large.difference.value) == pytest.approx((6.6, 6.0, 0.6))
+    assert (small.verdict, large.verdict) == ("holds", "holds")
+    # ppo_lag is off by -0.1 in the mean at each of three bounds; mocan by -0.6, 0, 0.6: mean distances 0.1 and 0.4
+    assert (error.left, error.right) == pytest.approx((0.1, 0.4))
+    assert gap.difference is not None
+    assert gap.difference.value == pytest.approx(0.3 - 3.0)  # first gaps 2, 3, 4; last 0.2, 0.3, 0.4
+    assert gap.verdict == "holds"
+    assert "logged no primal-dual gap" in no_gap.why
+    assert "has runs at 0 bounds" in no_sweep.why
+
+
+def test_many_claims_raise_the_bar() -> None:
+    """A p that passes alone does not pass among twenty claims that were looked at."""
+    runs = seeds("m", 0.42) + [run("other", s, 0.62, -3.0) for s in range(3)]
+    one = Claim(paper="", text="", method="m", against="other", expect="lower")
+    alone = judge_claims([one], Comparison(reference=START, runs=runs))[0]
+    assert alone.p_adjusted is not None
+    among = judge_claims([one] * 20, Comparison(reference=START, runs=runs))[0]
+    assert among.p_adjusted == pytest.approx(min(1.0, 20 * alone.p_adjusted))
+
+
+def test_unknown_figures_and_kinds_are_refused() -> None:
+    for wrong in ({"figure": "unsafe"}, {"kind": "other"}, {"extra": 1}):
+        with pytest.raises(ValidationError):
+            Claim(**{"paper": "", "text": "", "method": "m", "expect": "lower", **wrong})
+
+
+def test_gap_rows_are_read_back() -> None:
+    from safe_rlhf_v.evaluation.comparison import gaps
+
+    rows = [*gap_rows(1.0), {"step": 2, "gap": 0.5}, {"step": 3}]
+    assert gaps(run("m", 0, 0.1, 0.0, metrics=rows)) == [(1.0, 1.0, 0.8, 1.2), (2.0, 0.5, None, None)]

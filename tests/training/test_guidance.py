@@ -1,0 +1,47 @@
+"""What a threshold means on a cost model's scale."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from safe_rlhf_v.cli.stages import show_suggestions
+from safe_rlhf_v.training.guidance import describe_suggestions, suggest_thresholds
+
+
+def test_suggestions_by_hand() -> None:
+    """Safe costs -6, -4, -2 (mean -4), unsafe 3, 5 (mean 4): 8 apart. d = -2 is a quarter of the way: 25 % unsafe.
+
+    For 10 %: 0.9 * -4 + 0.1 * 4 = -3.2; for 5 %: -3.6; for 1 %: -3.92; for none -4.
+    """
+    found = suggest_thresholds(torch.tensor([-6.0, -4, -2]), torch.tensor([3.0, 5]), -2.0)
+    assert found["allowed_unsafe_share"] == pytest.approx(0.25)
+    wanted = {"0.1": -3.2, "0.05": -3.6, "0.01": -3.92, "0": -4.0}
+    assert {k: found[f"threshold_for_{k}"] for k in wanted} == pytest.approx(wanted)
+    assert found["safe_quantile_0.5"] == pytest.approx(-4)
+    assert found["share_of_unsafe_above_0"] == 1
+    assert "unsafe in 25% of its answers under d = -2.00" in describe_suggestions(found)
+
+
+def test_thresholds_beyond_the_data_allow_none_or_all() -> None:
+    safe, unsafe = torch.tensor([-1.0]), torch.tensor([1.0])
+    assert suggest_thresholds(safe, unsafe, -3.0)["allowed_unsafe_share"] == 0
+    assert suggest_thresholds(safe, unsafe, 3.0)["allowed_unsafe_share"] == 1
+
+
+def test_a_cost_model_that_cannot_tell_is_refused() -> None:
+    with pytest.raises(ValueError, match="train it again"):
+        suggest_thresholds(torch.tensor([1.0]), torch.tensor([0.5]), 0.0)
+
+
+def test_the_policy_stage_reads_the_cost_models_held_out_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"scores": [-5.0, 3.0], "unsafe": [0, 1]}, {"scores": [-3.0, 5.0], "unsafe": [0, 1]}]
+    (tmp_path / "evaluation_scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    show_suggestions(0.0, tmp_path, tmp_path)
+    assert "unsafe in 50% of its answers under d = +0.00" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "suggested_thresholds.json").read_text())["mean_cost_unsafe"] == 4
+    show_suggestions(0.0, tmp_path / "none", tmp_path)
+    assert capsys.readouterr().out == ""

@@ -21,6 +21,7 @@ from safe_rlhf_v.cli.stage_folder import read_done
 from safe_rlhf_v.cli.stages import encodable, threshold
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.evaluation import (
+    Answer,
     Judge,
     ModelJudge,
     OracleJudge,
@@ -30,6 +31,7 @@ from safe_rlhf_v.evaluation import (
     cost_metrics,
     read_metrics,
     reward_metrics,
+    safety_test,
     write_report,
 )
 
@@ -71,7 +73,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         judge=judge,
         invites_harm=world.invites_harm,
         slices=world.slices,
-        constraint=_constraint(settings, threshold(settings, cost_dir)),
+        constraint=_constraint(settings, threshold(settings, cost_dir), answers[1]),
         reward_model=_preference(output / "reward"),
         cost_model=_preference(output / "cost"),
         guard=((read_done(output / "guard") or {}).get("measured") or {}).get("evaluation"),
@@ -152,16 +154,20 @@ def _preference(folder: Path) -> Any:
     return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"])
 
 
-def _constraint(settings: Settings, bound: float) -> dict[str, Any]:
-    policy = settings.policy
-    rule = policy.dual.pid if policy.dual.kind == "pid" else policy.dual
+def _constraint(settings: Settings, bound: float, answers: Sequence[Answer]) -> dict[str, Any]:
+    rule: Any = build.dual(settings)
     rows = _metrics(Path(settings.output_dir))
-    last = rows[-1]["multiplier"] if rows else rule.initial
+    costs = {i: a.cost for i, a in enumerate(answers) if a.cost is not None}
+    tested = None
+    if costs:
+        prompts = [answers[i].prompt.id for i in costs]
+        tested = safety_test(list(costs.values()), bound, prompts, delta=settings.evaluation.delta)
     return {
         "threshold": bound,
-        "final_multiplier": last,
+        "final_multiplier": rows[-1]["multiplier"] if rows else rule.init().value,
         "maximum_multiplier": rule.maximum,
-        "algorithm": policy.algorithm,
+        "algorithm": settings.policy.algorithm,
+        "safety_test": tested,
     }
 
 

@@ -120,9 +120,7 @@ def with_fitted_critics(algorithm: Any, rollout: Rollout, cells: Tensor, pi: Tab
         means = (pi * by_cell(targets[:, 0], cells, pi.shape)).sum(-1)  # (N,)
         return torch.from_numpy(means)[cells // pi.shape[1]][:, None]
 
-    return replace(
-        rollout, reward_values=fitted(returns.reward_returns), cost_values=fitted(returns.cost_returns)
-    )
+    return replace(rollout, reward_values=fitted(returns.reward_returns), cost_values=fitted(returns.cost_returns))
 
 
 @dataclass

@@ -201,7 +201,7 @@ def test_high_confidence_meets_the_conditions_of_its_constraint(number: int, lam
     for _ in range(200):
         want = problem.tilted(problem.rewards - lam * derivative(want), problem.beta)
     algorithm = RLOOLag(threshold=statistic(want), beta=problem.beta)
-    got = train(problem, algorithm, AdditiveDual(0.3, lam, 20.0), measure=measure, rows=2000)
+    got = train(problem, algorithm, AdditiveDual(0.5, 1.0, 20.0), measure=measure, rows=20_000, steps=200)
     assert abs(got.multiplier - lam) < CLOSE
     assert_policy(got.pi, want)
     assert problem.cost(got.pi) < statistic(want) - 0.05 * kappa  # the mean keeps a margin
@@ -315,7 +315,9 @@ def test_rectified_repo_with_slack_bounds_the_mean_of_positive_costs(number: int
     problem = random_problem(number)
     positive = Problem(problem.reference, problem.rewards, np.maximum(problem.costs, 0), problem.beta)
     slack = positive.cost(positive.kl_in_both(lam))
-    got = train(problem, RePO(form="rectified", slack=slack, beta=problem.beta), AdditiveDual(0.5, 1.0, 20.0), steps=400)
+    got = train(
+        problem, RePO(form="rectified", slack=slack, beta=problem.beta), AdditiveDual(0.5, 1.0, 20.0), steps=400
+    )
     assert abs(got.multiplier - multiplier_of(positive, slack, positive.kl_in_both)) < CLOSE
     assert_policy(got.pi, positive.kl_in_both(lam))
 

@@ -171,6 +171,17 @@ def test_ppo_lagrangian_cannot_go_below_the_cost_of_ref_exp_minus_c_over_beta() 
     assert abs(rloo.multiplier - lam) < CLOSE
 
 
+def test_with_the_kl_in_both_a_larger_multiplier_may_raise_the_cost() -> None:
+    """r = -2 c: the exponent is -c (2 + lam) / (1 + lam), so all that lam does is to bring back the reference."""
+    problem = random_problem(5)
+    opposed = Problem(problem.reference, -2 * problem.costs, problem.costs, problem.beta)
+    costs = [opposed.cost(opposed.kl_in_both(lam)) for lam in (0.0, 1.0, 5.0)]
+    assert costs == sorted(costs) and costs[0] < costs[2] - 0.1
+    got = train(opposed, PPOLag(beta=opposed.beta), fixed(5.0), steps=60)
+    assert_policy(got.pi, opposed.kl_in_both(5.0))
+    assert opposed.cost(opposed.optimum(5.0)) < opposed.cost(opposed.optimum(0.0))
+
+
 @pytest.mark.parametrize("lam", [0.0, 1.5])
 def test_a_fixed_multiplier_is_reward_shaping_and_0_is_ppo(lam: float) -> None:
     problem = random_problem(6)

@@ -40,6 +40,17 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     return advantages, advantages + values
 
 
+def leave_one_out(scores: Tensor, group_size: int) -> Tensor:
+    """Score minus the mean of the OTHER samples of its prompt, arXiv 2402.14740: unbiased at any G.
+
+    It is group_relative(..., scale=False) times G / (G - 1). scores: (B,), rows of one prompt together. Returns (B,).
+    Raises ValueError when group_size is below 2 or does not divide B.
+    """
+    if group_size < 2:
+        raise ValueError(f"group_size {group_size}: leave-one-out needs at least 2 samples of a prompt")
+    return group_relative(scores, group_size, scale=False) * group_size / (group_size - 1)
+
+
 def group_relative(scores: Tensor, group_size: int, scale: bool = True) -> Tensor:
     """Score minus the mean of its prompt's group, over the group's standard deviation, arXiv 2402.03300 section 4.1.
 

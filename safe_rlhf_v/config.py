@@ -146,6 +146,39 @@ class RePOSection(PPOLagSection):
     delay: Count = Field(0, description="Rollouts before the multiplier first moves.")
 
 
+class RLOOLagSection(Section):
+    clip: Rate = Field(0.2, description="Clip range of the ratio of whole responses.")
+    window: Count = Field(128, description="The multiplier sees the mean cost of so many newest samples; 0: of the last rollout.")
+    delay: Count = Field(1, description="Rollouts before the multiplier first moves.")
+
+
+class TwoCriticsSection(Section):
+    """Without a multiplier: crpo and p3o."""
+
+    clip: Rate = Field(0.2, description="Clip range of the policy ratio.")
+    value_clip: Rate = Field(5.0, description="Clip range of the value update.")
+    gamma: Share = Field(1.0, description="Discount.")
+    lam: Share = Field(0.95, description="GAE lambda.")
+    token_clamp: Rate = Field(50.0, description="Bound of a token's reward and cost.")
+    window: Count = Field(0, description="The bound is checked on the mean cost of so many newest samples; 0: of the last rollout.")
+
+
+class CRPOSection(TwoCriticsSection):
+    tolerance: NonNegative = Field(0.0, description="Cost is lowered while its mean is above threshold + tolerance.")
+
+
+class P3OSection(TwoCriticsSection):
+    kappa: NonNegative = Field(20.0, description="Weight of the penalty; the bound is kept where it exceeds the multiplier that would keep it. [code] 20")
+
+
+class MeasureSection(Section):
+    """Of what the threshold is a bound."""
+
+    kind: Literal["mean", "high_confidence", "cvar"] = Field("mean", description="mean; high_confidence: mean + kappa standard deviations (HC-RLHF); cvar: mean of the worst 1 - alpha.")
+    kappa: NonNegative = Field(0.1, description="Used by high_confidence: standard deviations above the mean; t / sqrt(n) for a test on n prompts. [ours]")
+    alpha: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Used by cvar: 0.9 bounds the mean of the worst tenth. [ours]")
+
+
 class PIDSection(Section):
     """arXiv 2007.03964."""
 
@@ -161,16 +194,17 @@ class PIDSection(Section):
 class DualSection(Section):
     """The multiplier lambda >= 0 on the cost."""
 
-    kind: Literal["log", "additive", "pid"] = Field("log", description="log: the released code's update; additive: the paper's equation; pid: PID control.")
-    lr: NonNegative = Field(0.1, description="Step size of log and additive. additive with lr 0 keeps lambda fixed: reward shaping. [code] 0.1")
-    initial: NonNegative = Field(10.0, description="First multiplier of log and additive. [code] 10")
-    maximum: Rate = Field(20.0, description="Budget bound: largest multiplier of log and additive. [code] 20")
+    kind: Literal["log", "additive", "augmented", "pid", "fixed"] = Field("log", description="log: the released code's update; additive: the paper's equation; augmented: augmented Lagrangian; pid: PID control; fixed: stays at initial (reward shaping; 0: reward alone).")
+    lr: NonNegative = Field(0.1, description="Step size of log, additive and augmented. [code] 0.1")
+    rho: NonNegative = Field(1.0, description="Used by augmented: weight of the present violation in the multiplier. [ours]")
+    initial: NonNegative = Field(10.0, description="First multiplier of all but pid; the only one of fixed. [code] 10")
+    maximum: Rate = Field(20.0, description="Budget bound: largest multiplier of log, additive and augmented. [code] 20")
     pid: PIDSection = Field(PIDSection(), description="Used by kind: pid.")
 
     @model_validator(mode="after")
     def _bounds(self) -> DualSection:
         for name, rule in (("", self), ("pid.", self.pid)):
-            if rule.initial > rule.maximum:
+            if rule.initial > rule.maximum and (name or self.kind != "fixed"):
                 raise ValueError(f"{name}initial {rule.initial:g} is above {name}maximum {rule.maximum:g}")
         if self.kind == "log" and self.initial == 0:
             raise ValueError("initial must be above 0 for kind log: the update multiplies it")
@@ -180,10 +214,14 @@ class DualSection(Section):
 class PolicySection(Section):
     """Reward is raised while the mean cost is kept at or under `threshold`."""
 
-    algorithm: Literal["ppo_lag", "group_lag", "repo"] = Field("ppo_lag", description="ppo_lag: Safe RLHF-V's, with two critics; group_lag: no critics; repo: every prompt its own constraint.")
+    algorithm: Literal["ppo_lag", "group_lag", "rloo_lag", "repo", "crpo", "p3o"] = Field("ppo_lag", description="ppo_lag: Safe RLHF-V's, with two critics; group_lag (GRPO) and rloo_lag: no critics; repo: every prompt its own constraint; crpo and p3o: no multiplier.")
     ppo_lag: PPOLagSection = Field(PPOLagSection(), description="Used by algorithm: ppo_lag.")
     group_lag: GroupLagSection = Field(GroupLagSection(), description="Used by algorithm: group_lag.")
+    rloo_lag: RLOOLagSection = Field(RLOOLagSection(), description="Used by algorithm: rloo_lag.")
     repo: RePOSection = Field(RePOSection(), description="Used by algorithm: repo.")
+    crpo: CRPOSection = Field(CRPOSection(), description="Used by algorithm: crpo.")
+    p3o: P3OSection = Field(P3OSection(), description="Used by algorithm: p3o.")
+    measure: MeasureSection = Field(MeasureSection(), description="Of what the threshold is a bound.")
     dual: DualSection = Field(DualSection(), description="How the multiplier moves.")
     roles: Literal["adapters", "separate"] = Field("adapters", description="adapters: all six roles on one backbone; separate: full models.")
     reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
@@ -192,7 +230,7 @@ class PolicySection(Section):
     beta: NonNegative = Field(0.02, description="Weight of the KL penalty to the start model. [code] 0.02")
     max_steps: Positive = Field(1000, description="Rollouts.")
     per_device_train_batch_size: Positive = Field(4, description="Prompts a rollout a device. [code] 4")
-    num_generations: Positive = Field(1, description="Samples a prompt; group_lag needs at least 2.")
+    num_generations: Positive = Field(1, description="Samples a prompt; group_lag and rloo_lag need at least 2.")
     num_ppo_epochs: Positive = Field(1, description="Passes over each rollout.")
     mini_batch_size: Positive = Field(4, description="Samples an optimizer step.")
     per_device_micro_batch_size: Positive | None = Field(None, description="Samples a forward pass, to save memory; the gradient is the same. null takes all.")
@@ -218,8 +256,10 @@ class PolicySection(Section):
     def _group(self) -> PolicySection:
         if self.roles == "separate" and self.gradient_checkpointing:
             raise ValueError("gradient_checkpointing works with roles: adapters alone")
-        if self.algorithm == "group_lag" and self.num_generations < 2:
-            raise ValueError(f"num_generations must be at least 2 for algorithm group_lag, not {self.num_generations}")
+        if self.algorithm in ("group_lag", "rloo_lag") and self.num_generations < 2:
+            raise ValueError(f"num_generations must be at least 2 for algorithm {self.algorithm}, not {self.num_generations}")
+        if self.algorithm == "repo" and self.measure.kind != "mean":
+            raise ValueError(f"measure.kind {self.measure.kind} needs a bound on all prompts together; algorithm repo has one for each: use measure.kind: mean")
         return self
 
 
@@ -359,6 +399,7 @@ class EvaluationSection(Section):
     samples: Positive = Field(1, description="Responses a prompt.")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Level of the intervals.")
     bootstrap: Annotated[int, Field(ge=100)] = Field(4000, description="Resamples of the intervals.")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="Chance that the safety test (HC-RLHF) lets a policy pass whose mean cost is above the threshold.")
     guard_rounds: bool = Field(True, description="Also measure the guard's filter-and-regenerate loop, where there is a guard.")
     examples: Count = Field(8, description="Example prompts shown in the report.")
 

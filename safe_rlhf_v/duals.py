@@ -98,7 +98,7 @@ class LogDual:
 class AdditiveDual:
     """lam <- clip(lam + lr * violation, 0, maximum): the equation printed in arXiv 2503.17682 [paper].
 
-    With lr 0 the multiplier is fixed, which is reward shaping, R - lam C.
+    With lr 0 the multiplier is fixed, which is reward shaping, R - lam C: see `fixed`.
     """
 
     lr: float = 0.1
@@ -115,12 +115,58 @@ class AdditiveDual:
         return ScalarState(min(max(state.value + self.lr * _check_violation(violation), 0.0), self.maximum))
 
 
+def fixed(value: float) -> AdditiveDual:
+    """The multiplier stays at `value`: reward shaping with R - value C; at 0 the cost is ignored."""
+    return AdditiveDual(lr=0.0, initial=value, maximum=value)
+
+
+def bound(dual: Any) -> float:
+    """What the multiplier cannot rise above; infinity for a rule that has no maximum or never moves."""
+    return math.inf if getattr(dual, "lr", None) == 0 else float(getattr(dual, "maximum", math.inf))
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentedState:
+    """value: the effective multiplier, which the policy sees; base: the one that is integrated."""
+
+    value: float
+    base: float
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentedDual:
+    """Augmented Lagrangian: the policy sees [lam + rho * violation]_+, and lam <- [lam + lr * violation]_+.
+
+    Hestenes, Powell and Rockafellar; Nocedal and Wright, Numerical Optimization, section 17.4, where lr = rho and the
+    inner problem is solved to its end. Here the policy moves a little between steps, so lr is a number of its own
+    [ours]; both multipliers are at most maximum. It is PID control with kp = rho, ki = lr, kd = 0 and no smoothing.
+    """
+
+    lr: float = 0.1
+    rho: float = 1.0
+    initial: float = 10.0
+    maximum: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_bounds("AugmentedDual", 0.0, self.initial, self.maximum)
+
+    def init(self) -> AugmentedState:
+        return AugmentedState(self.initial, self.initial)
+
+    def step(self, state: AugmentedState, violation: float) -> AugmentedState:
+        delta = _check_violation(violation)
+        base = min(max(state.base + self.lr * delta, 0.0), self.maximum)
+        return AugmentedState(min(max(base + self.rho * delta, 0.0), self.maximum), base)
+
+
 @dataclass(frozen=True, slots=True)
 class PIDDual:
     """A PID controller on the violation D, arXiv 2007.03964 algorithm 2; gains and smoothing from its code [code].
 
     I <- [I + ki D]_+;  P <- ema(D);  Dr = [ema(D) - ema(D) `delay` steps ago]_+;  lam = [kp P + I + kd Dr]_+, at most
-    maximum. The derivative is taken of D instead of the cost: they differ by the threshold, which is constant.
+    maximum. The derivative is taken of D instead of the cost: they differ by the threshold, which is constant. I is at
+    most maximum too [ours]: an integral that went on growing there would hold the multiplier up long after the
+    constraint is met.
     """
 
     kp: float = 0.1
@@ -141,7 +187,7 @@ class PIDDual:
 
     def step(self, state: PIDState, violation: float) -> PIDState:
         delta = _check_violation(violation)
-        integral = max(0.0, state.integral + self.ki * delta)
+        integral = min(max(0.0, state.integral + self.ki * delta), self.maximum)
         smoothed = self.smoothing * state.smoothed + (1 - self.smoothing) * delta
         derivative = max(0.0, smoothed - state.history[0])
         value = max(0.0, self.kp * smoothed + integral + self.kd * derivative)

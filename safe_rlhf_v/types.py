@@ -155,18 +155,28 @@ class PairBatch(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advantages(_Movable):
-    """What an algorithm made of a rollout. policy (B, R); the critics' targets (B, R), or None without critics."""
+    """What an algorithm made of a rollout. policy (B, R); the critics' targets (B, R), or None without critics.
+
+    For a loss that weighs the cost by itself: cost (B, R), its advantages, and violation, how far the constraint is
+    missed.
+    """
 
     policy: Tensor
     reward_returns: Tensor | None = None
     cost_returns: Tensor | None = None
+    cost: Tensor | None = None
+    violation: float = 0.0
 
     def select(self, rows: Sequence[int]) -> Advantages:
         """The given rows, in the given order."""
         index = torch.as_tensor(rows, device=self.policy.device)
         pick = lambda t: None if t is None else t[index]  # noqa: E731
         return Advantages(
-            policy=self.policy[index], reward_returns=pick(self.reward_returns), cost_returns=pick(self.cost_returns)
+            policy=self.policy[index],
+            reward_returns=pick(self.reward_returns),
+            cost_returns=pick(self.cost_returns),
+            cost=pick(self.cost),
+            violation=self.violation,
         )
 
 

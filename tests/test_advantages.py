@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_rlhf_v.advantages import gae, group_relative, token_stream
+from safe_rlhf_v.advantages import gae, group_relative, leave_one_out, token_stream
 
 T = torch.tensor
 
@@ -110,6 +110,23 @@ def test_group_relative_is_standardised_and_knows_no_scale(
     assert z.view(n, g).mean(1).tolist() == pytest.approx([0.0] * n, abs=1e-9)
     assert z.view(n, g).square().mean(1).tolist() == pytest.approx([1.0] * n)
     torch.testing.assert_close(group_relative(factor * scores + shift, g), z)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(2, 6), st.integers(0, 10_000))
+def test_leave_one_out_equals_the_loop_and_the_centred_form_times_g_over_g_minus_1(n: int, g: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    scores = torch.randn(n * g, dtype=torch.float64)
+    got = leave_one_out(scores, g)
+    for i, score in enumerate(scores.tolist()):
+        others = [scores[j].item() for j in range(i // g * g, i // g * g + g) if j != i]
+        assert got[i].item() == pytest.approx(score - sum(others) / (g - 1), abs=1e-12)
+    torch.testing.assert_close(got, group_relative(scores, g, scale=False) * g / (g - 1))
+
+
+def test_leave_one_out_needs_another() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        leave_one_out(torch.zeros(3), 1)
 
 
 def test_groups_do_not_mix() -> None:

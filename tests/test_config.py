@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from safe_rlhf_v import duals
+from safe_rlhf_v import cost_measures, duals
 from safe_rlhf_v.config import Settings, SettingsError, load_settings, walk
 
 
@@ -51,8 +51,10 @@ def test_override_values_may_hold_equal_signs_and_null() -> None:
         ("reward: {learning_rate: fast}", ["reward.learning_rate = 'fast'", "valid number"]),
         ("reward: {learning_rate: 0}", ["reward.learning_rate = 0", "greater than 0"]),
         ("reward: {max_steps: 1.5}", ["reward.max_steps = 1.5", "integer"]),
-        ("policy: {algorithm: ppo-lag}", ["'ppo_lag', 'group_lag' or 'repo'", "did you mean 'ppo_lag'"]),
+        ("policy: {algorithm: ppo-lag}", ["'crpo' or 'p3o'", "did you mean 'ppo_lag'"]),
         ("policy: {algorithm: group_lag}", ["num_generations must be at least 2"]),
+        ("policy: {algorithm: rloo_lag}", ["num_generations must be at least 2 for algorithm rloo_lag"]),
+        ("policy: {algorithm: repo, measure: {kind: cvar}}", ["measure.kind cvar", "use measure.kind: mean"]),
         ("policy: {threshold: low}", ["policy.threshold = 'low': should be a valid number", "or should be 'auto'"]),
         ("policy: {dual: {initial: 30}}", ["policy.dual", "initial 30 is above maximum 20"]),
         ("policy: {dual: {kind: log, initial: 0}}", ["initial must be above 0 for kind log"]),
@@ -100,12 +102,20 @@ def test_assignment_is_checked() -> None:
         load_settings().policy.max_steps = 0
 
 
-ALGORITHMS = {"ppo_lag": "PPOLag", "group_lag": "GroupLag", "repo": "RePO"}
+ALGORITHMS = {
+    "ppo_lag": "PPOLag",
+    "group_lag": "GroupLag",
+    "rloo_lag": "RLOOLag",
+    "repo": "RePO",
+    "crpo": "CRPO",
+    "p3o": "P3O",
+}
 DIRECT = {
     "dpo": "DPO", "kto": "KTO", "sacpo": "SACPO", "safe_dpo": "SafeDPO", "bfpo": "BFPO", "c_dpo": "CDPO",
     "mm_dpo": "MMDPO",
 }  # fmt: skip
-DUALS = {"log": "LogDual", "additive": "AdditiveDual", "pid": "PIDDual"}
+DUALS = {"log": "LogDual", "additive": "AdditiveDual", "augmented": "AugmentedDual", "pid": "PIDDual"}
+MEASURES = {"high_confidence": "HighConfidence", "cvar": "CVaR"}
 
 
 @pytest.mark.parametrize(("name", "algorithm"), ALGORITHMS.items())
@@ -132,6 +142,17 @@ def test_sections_mirror_the_duals(kind: str, rule: str) -> None:
     fields = dataclasses.fields(getattr(duals, rule))
     values = section.pid if kind == "pid" else section
     assert {f.name: getattr(values, f.name) for f in fields} == {f.name: f.default for f in fields}
+
+
+@pytest.mark.parametrize(("kind", "measure"), MEASURES.items())
+def test_sections_mirror_the_measures(kind: str, measure: str) -> None:
+    section = load_settings(None, [f"policy.measure.kind={kind}"]).policy.measure
+    for field in dataclasses.fields(getattr(cost_measures, measure)):
+        assert getattr(section, field.name) == field.default
+
+
+def test_a_fixed_multiplier_has_no_maximum() -> None:
+    assert load_settings(None, ["policy.dual.kind=fixed", "policy.dual.initial=30"]).policy.dual.initial == 30
 
 
 def test_every_setting_is_described() -> None:

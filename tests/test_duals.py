@@ -11,9 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_rlhf_v.duals import AdditiveDual, LogDual, PIDDual, VectorDual, from_json, to_json
+from safe_rlhf_v.duals import (
+    AdditiveDual,
+    AugmentedDual,
+    LogDual,
+    PIDDual,
+    VectorDual,
+    bound,
+    fixed,
+    from_json,
+    to_json,
+)
 
-RULES = [LogDual(0.1, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0), PIDDual(initial=1.0)]
+RULES = [LogDual(0.1, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0), AugmentedDual(0.1, 0.5, 1.0, 5.0), PIDDual(initial=1.0)]
 
 
 def test_log_dual_by_hand() -> None:
@@ -41,6 +51,58 @@ def test_additive_dual_by_hand() -> None:
     assert dual.step(dual.init(), 0.6).value == pytest.approx(1.3)
     assert dual.step(dual.init(), 10.0).value == 2.0
     assert dual.step(dual.init(), -10.0).value == 0.0
+
+
+def test_augmented_dual_by_hand() -> None:
+    # lam 1 + .5 * .4 = 1.2, effective 1.2 + 2 * .4 = 2.0; then lam 1.2 - .5 * .2 = 1.1, effective 1.1 - 2 * .2 = .7
+    dual = AugmentedDual(lr=0.5, rho=2.0, initial=1.0, maximum=3.0)
+    first = dual.step(dual.init(), 0.4)
+    assert (first.base, first.value) == pytest.approx((1.2, 2.0))
+    second = dual.step(first, -0.2)
+    assert (second.base, second.value) == pytest.approx((1.1, 0.7))
+    assert dual.step(dual.init(), 0.9).value == 3.0  # 1.45 + 1.8
+    assert dual.step(dual.init(), -0.6).value == 0.0  # .7 - 1.2
+
+
+@settings(max_examples=30, deadline=None)
+@given(violations=st.lists(st.floats(-3, 3), min_size=1, max_size=20))
+def test_augmented_lagrangian_is_pid_control_without_derivative_and_smoothing(violations: list[float]) -> None:
+    augmented = AugmentedDual(lr=0.3, rho=0.7, initial=1.0, maximum=5.0)
+    pid = PIDDual(kp=0.7, ki=0.3, kd=0.0, smoothing=0.0, initial=1.0, maximum=5.0)
+    one, other = augmented.init(), pid.init()
+    for violation in violations:
+        one, other = augmented.step(one, violation), pid.step(other, violation)
+        assert one.value == pytest.approx(other.value, abs=1e-12)
+
+
+def test_augmented_lagrangian_with_rho_0_is_the_additive_rule() -> None:
+    augmented, additive = AugmentedDual(0.1, 0.0, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0)
+    assert augmented.step(augmented.init(), 0.7).value == additive.step(additive.init(), 0.7).value
+
+
+def test_a_fixed_multiplier_never_moves_and_has_no_bound_to_stand_on() -> None:
+    dual = fixed(3.0)
+    assert dual.step(dual.init(), 100.0).value == dual.step(dual.init(), -100.0).value == 3.0
+    assert bound(dual) == math.inf
+    assert [bound(rule) for rule in RULES] == [5.0, 5.0, 5.0, 100.0]
+
+
+def test_pid_integral_does_not_wind_up_at_the_bound() -> None:
+    # 1000 violations of 5 would integrate to 50; held at 2, one step of -250 * .01 takes it back to 0
+    dual = PIDDual(kp=0.0, kd=0.0, initial=0.0, maximum=2.0)
+    state = dual.init()
+    for _ in range(1000):
+        state = dual.step(state, 5.0)
+    assert (state.value, state.integral) == (2.0, 2.0)
+    assert dual.step(state, -250.0).value == 0.0
+
+
+@pytest.mark.parametrize("dual", RULES)
+def test_every_rule_reaches_its_bound_under_a_constraint_that_is_never_met(dual: Any) -> None:
+    state = dual.init()
+    for _ in range(10_000):
+        state = dual.step(state, 1.0)
+    assert state.value == dual.maximum == bound(dual)
 
 
 def test_pid_dual_by_hand() -> None:

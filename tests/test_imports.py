@@ -14,14 +14,14 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 LAYERS = [
     {"types", "config", "config_io"},
     {"tensors"},
-    {"losses", "advantages", "duals"},
+    {"losses", "advantages", "duals", "cost_measures"},
     {"algorithms"},
     {"models", "generation"},
     {"rollout", "scorers", "training"},
     {"evaluation"},
     {"cli"},
 ]
-MATHS = {"tensors", "losses", "advantages", "duals"}
+MATHS = {"tensors", "losses", "advantages", "duals", "cost_measures"}
 
 
 def module(path: Path) -> str:

@@ -9,7 +9,7 @@ distributions, so what it reaches is not what was asked. CAID looks at what it d
     return the best iterate: the feasible one of the highest objective, not the last
 
 Shapes: N prompts, G samples of the policy a prompt, K constraints. rewards, log_ratios (N, G), where log_ratios is the
-sum over tokens of log pi - log ref; gains (N, G, K), g = -cost; reference (N, K) is E_ref g of each prompt; bounds (K,).
+sum over tokens of log pi - log ref; gains (N, G, K), g = -cost; reference (N, K), E_ref g of each prompt; bounds (K,).
 """
 
 from __future__ import annotations

@@ -17,7 +17,11 @@ class GroupLag:
     """A = (Z_r - lam Z_c) / (1 + lam), Z the score standardised within the prompt's group, the same for every token.
 
     Advantages are combined, not scores: standardising r - lam c would undo the multiplier's scale. The KL to the
-    reference is a penalty in the loss (k3 estimator), beta as in GRPO. scale=False leaves sigma out, as in RLOO.
+    reference is a penalty in the loss (k3 estimator), beta as in GRPO. scale=False leaves sigma out: RLOO's baseline
+    but for the factor (G - 1) / G, see `leave_one_out`.
+
+    The gradient of k3, at samples of pi, is that of KL(ref || pi), not of KL(pi || ref): with scale=False it converges
+    to pi = beta ref / (nu - s), s = (r - lam c) / (1 + lam), nu such that pi sums to 1, and not to ref exp(s / beta).
     """
 
     threshold: float = 0.0  # d
@@ -26,13 +30,14 @@ class GroupLag:
     scale: bool = True
     window: int = 128
     delay: int = 1
+    has_multiplier: ClassVar[bool] = True
     needs_critics: ClassVar[bool] = False
     value_clip: ClassVar[float] = 0.0  # no critics
 
     def violation(self, costs: Tensor) -> float:
         return costs.double().mean().item() - self.threshold
 
-    def advantages(self, rollout: Rollout, multiplier: float) -> Advantages:
+    def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
         """Raises ValueError for groups of one: without a second sample there is nothing to compare with."""
         if rollout.group_size < 2:
             raise ValueError("GroupLag compares samples of one prompt: set num_generations to at least 2")

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from safe_rlhf_v.advantages import gae, token_stream
+from safe_rlhf_v.algorithms.two_critics import streams
 from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
 from safe_rlhf_v.types import Advantages, Rollout
 
@@ -17,7 +17,7 @@ class PPOLag:
     """Two critics, two streams, one advantage A = (A_r - lam A_c) / (1 + lam). Defaults: the released code.
 
     threshold: d, the bound on the mean cost (text Safe RLHF, arXiv 2310.12773: 0, with beta .01).
-    A fixed multiplier (AdditiveDual with lr 0) makes it reward shaping; a multiplier of 0, plain PPO.
+    With `duals.fixed(lam)` it is PPO with reward shaping, R - lam C; with `duals.fixed(0)`, plain PPO on the reward.
     """
 
     threshold: float = -0.5  # d [code]
@@ -29,22 +29,16 @@ class PPOLag:
     token_clamp: float = 50.0  # [code]
     window: int = 128  # episodes J_c is the mean of [code]
     delay: int = 1  # [code]
+    has_multiplier: ClassVar[bool] = True
     needs_critics: ClassVar[bool] = True
 
     def violation(self, costs: Tensor) -> float:
         return costs.double().mean().item() - self.threshold
 
-    def advantages(self, rollout: Rollout, multiplier: float) -> Advantages:
-        """r_t = -beta (log pi - log ref)_t and c_t = +beta (log pi - log ref)_t, the scores on the last token."""
-        mask = rollout.responses.mask
-        penalty = self.beta * (rollout.logps - rollout.ref_logps)  # (B, R)
-        rewards = token_stream(rollout.rewards, -penalty, mask, self.token_clamp)
-        costs = token_stream(rollout.costs, penalty, mask, self.token_clamp)
-        reward_values, cost_values = rollout.values_of_both_critics()
-        reward_advantages, reward_returns = gae(rewards, reward_values, mask, self.gamma, self.lam)
-        cost_advantages, cost_returns = gae(costs, cost_values, mask, self.gamma, self.lam)
-        policy = (reward_advantages - multiplier * cost_advantages) / (1 + multiplier)
-        return Advantages(policy=policy, reward_returns=reward_returns, cost_returns=cost_returns)
+    def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
+        both = streams(self, rollout, rollout.costs)
+        policy = (both.reward - multiplier * both.cost) / (1 + multiplier)
+        return Advantages(policy=policy, reward_returns=both.reward_returns, cost_returns=both.cost_returns)
 
     def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         args = (logps, rollout.logps, advantages.policy, rollout.responses.mask, self.clip)

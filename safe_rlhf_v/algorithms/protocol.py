@@ -13,13 +13,17 @@ from safe_rlhf_v.types import Advantages, PairBatch, PairLogps, Rollout
 class OnlineAlgorithm(Protocol):
     """B rows, R response length.
 
-    needs_critics: whether the rollout must hold values. value_clip: clip range of the critics' loss.
+    needs_critics: whether the rollout must hold values. has_multiplier: whether the multiplier enters (where it does
+    not, hand the loop `duals.fixed(0)`, or it moves without effect). value_clip: clip range of the critics' loss.
     window: how many of the latest costs the violation is taken of; 0 for those of the current rollout alone.
     delay: rollouts before the multiplier's first step.
     """
 
     @property
     def needs_critics(self) -> bool: ...
+
+    @property
+    def has_multiplier(self) -> bool: ...
 
     @property
     def value_clip(self) -> float: ...
@@ -37,7 +41,9 @@ class OnlineAlgorithm(Protocol):
         """How far the costs, (n,) of all ranks, stand above the constraint; above 0 it raises the multiplier."""
         ...
 
-    def advantages(self, rollout: Rollout, multiplier: float) -> Advantages: ...
+    def advantages(self, rollout: Rollout, multiplier: float, violation: float) -> Advantages:
+        """violation: the one that the multiplier was just moved by, of the window's costs."""
+        ...
 
     def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         """logps: (B, R) with gradient. Returns the loss to minimise and what to log."""

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.advantages import gae, token_stream
+from safe_rlhf_v.algorithms.two_critics import streams
 from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
 from safe_rlhf_v.types import Advantages, Rollout
 
@@ -36,6 +36,7 @@ class RePO:
     token_clamp: float = 50.0
     window: int = 0
     delay: int = 0
+    has_multiplier: ClassVar[bool] = True
     needs_critics: ClassVar[bool] = True
     threshold: ClassVar[float] = 0.0  # safe or not is the sign of the cost, prompt by prompt
 
@@ -46,19 +47,12 @@ class RePO:
     def violation(self, costs: Tensor) -> float:
         return costs.double().clamp(min=0).mean().item() - self.slack
 
-    def advantages(self, rollout: Rollout, multiplier: float) -> Advantages:
-        mask = rollout.responses.mask
-        penalty = self.beta * (rollout.logps - rollout.ref_logps)  # (B, R)
-        terminal = rollout.costs.clamp(min=0) if self.form == "rectified" else rollout.costs
-        rewards = token_stream(rollout.rewards, -penalty, mask, self.token_clamp)
-        costs = token_stream(terminal, penalty, mask, self.token_clamp)
-        reward_values, cost_values = rollout.values_of_both_critics()
-        reward_advantages, reward_returns = gae(rewards, reward_values, mask, self.gamma, self.lam)
-        cost_advantages, cost_returns = gae(costs, cost_values, mask, self.gamma, self.lam)
-        policy = (reward_advantages - multiplier * cost_advantages) / (1 + multiplier)
+    def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
+        both = streams(self, rollout, rollout.costs.clamp(min=0) if self.form == "rectified" else rollout.costs)
+        policy = (both.reward - multiplier * both.cost) / (1 + multiplier)
         if self.form == "gated":
-            policy = torch.where(rollout.costs[:, None] > 0, policy, reward_advantages)
-        return Advantages(policy=policy, reward_returns=reward_returns, cost_returns=cost_returns)
+            policy = torch.where(rollout.costs[:, None] > 0, policy, both.reward)
+        return Advantages(policy=policy, reward_returns=both.reward_returns, cost_returns=both.cost_returns)
 
     def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         args = (logps, rollout.logps, advantages.policy, rollout.responses.mask, self.clip)

@@ -15,6 +15,7 @@ from safe_rlhf_v.config import Settings, SettingsError
 
 if TYPE_CHECKING:
     from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
+    from safe_rlhf_v.cost_measures import CostMeasure
     from safe_rlhf_v.models.processing import Encoder
     from safe_rlhf_v.models.roles import Roles
     from safe_rlhf_v.training.online import OnlineArguments
@@ -95,22 +96,44 @@ def one_process(command: str) -> None:
 
 
 def dual(settings: Settings) -> duals.Dual:
-    """The multiplier's rule."""
+    """The multiplier's rule; for an algorithm without a multiplier, one that stays at 0."""
     section = settings.policy.dual
+    if not algorithm_class(settings).has_multiplier:
+        return duals.fixed(0.0)
+    if section.kind == "fixed":
+        return duals.fixed(section.initial)
     if section.kind == "pid":
         return duals.PIDDual(**section.pid.model_dump())
-    rule = duals.LogDual if section.kind == "log" else duals.AdditiveDual
-    return rule(lr=section.lr, initial=section.initial, maximum=section.maximum)
+    rule: Any = {"log": duals.LogDual, "additive": duals.AdditiveDual, "augmented": duals.AugmentedDual}[section.kind]
+    return rule(**{f.name: getattr(section, f.name) for f in fields(rule)})  # type: ignore[no-any-return]
+
+
+def measure(settings: Settings) -> CostMeasure:
+    """Of what the threshold is a bound."""
+    from safe_rlhf_v.cost_measures import CVaR, HighConfidence, Mean
+
+    section = settings.policy.measure
+    if section.kind == "high_confidence":
+        return HighConfidence(kappa=section.kappa)
+    return CVaR(alpha=section.alpha) if section.kind == "cvar" else Mean()
+
+
+def algorithm_class(settings: Settings) -> Any:
+    """The class of the algorithm that policy.algorithm names."""
+    from safe_rlhf_v.algorithms.crpo import CRPO
+    from safe_rlhf_v.algorithms.group_lag import GroupLag
+    from safe_rlhf_v.algorithms.p3o import P3O
+    from safe_rlhf_v.algorithms.ppo_lag import PPOLag
+    from safe_rlhf_v.algorithms.repo import RePO
+    from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
+
+    classes = {"ppo_lag": PPOLag, "group_lag": GroupLag, "rloo_lag": RLOOLag, "repo": RePO, "crpo": CRPO, "p3o": P3O}
+    return classes[settings.policy.algorithm]
 
 
 def algorithm(settings: Settings, threshold: float) -> OnlineAlgorithm:
     """The algorithm with its own section, and the policy section's beta and threshold where it knows them."""
-    from safe_rlhf_v.algorithms.group_lag import GroupLag
-    from safe_rlhf_v.algorithms.ppo_lag import PPOLag
-    from safe_rlhf_v.algorithms.repo import RePO
-
-    policy = settings.policy
-    kind: Any = {"ppo_lag": PPOLag, "group_lag": GroupLag, "repo": RePO}[policy.algorithm]
+    policy, kind = settings.policy, algorithm_class(settings)
     shared = {"beta": policy.beta, "threshold": threshold}
     known = {f.name for f in fields(kind)}
     return kind(**getattr(policy, policy.algorithm).model_dump(), **{k: v for k, v in shared.items() if k in known})  # type: ignore[no-any-return]
@@ -150,7 +173,7 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
 
     model, policy = settings.model, settings.policy
     shared: dict[str, Any] = dict(
-        critics=policy.algorithm != "group_lag",
+        critics=algorithm_class(settings).needs_critics,
         dtype=model.dtype,
         attn_implementation=model.attn_implementation,
         max_prompt_length=model.max_prompt_length,

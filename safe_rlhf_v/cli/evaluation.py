@@ -21,6 +21,7 @@ from safe_rlhf_v.cli.stage_folder import read_done, require_writable
 from safe_rlhf_v.cli.stages import encodable, threshold
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.evaluation import (
+    Answer,
     Judge,
     ModelJudge,
     OracleJudge,
@@ -30,6 +31,7 @@ from safe_rlhf_v.evaluation import (
     cost_metrics,
     read_metrics,
     reward_metrics,
+    safety_test,
     write_report,
 )
 
@@ -72,7 +74,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         judge=judge,
         invites_harm=world.invites_harm,
         slices=world.slices,
-        constraint=_constraint(settings, threshold(settings, cost_dir)),
+        constraint=_constraint(settings, threshold(settings, cost_dir), answers[1]),
         reward_model=_preference(output / "reward"),
         cost_model=_preference(output / "cost"),
         guard=((read_done(output / "guard") or {}).get("measured") or {}).get("evaluation"),
@@ -207,20 +209,24 @@ def _iterative_constraint(settings: Settings, bound: float) -> dict[str, Any]:
     return found | {"algorithm": settings.iterative.algorithm}
 
 
-def _constraint(settings: Settings, bound: float) -> dict[str, Any]:
+def _constraint(settings: Settings, bound: float, answers: Sequence[Answer]) -> dict[str, Any]:
     if _is_of("direct", settings):
         return _direct_constraint(settings, bound)
     if _is_of("iterative", settings):
         return _iterative_constraint(settings, bound)
-    policy = settings.policy
-    rule = policy.dual.pid if policy.dual.kind == "pid" else policy.dual
+    rule: Any = build.dual(settings)
     rows = _metrics(Path(settings.output_dir))
-    last = rows[-1]["multiplier"] if rows else rule.initial
+    costs = {i: a.cost for i, a in enumerate(answers) if a.cost is not None}
+    tested = None
+    if costs:
+        prompts = [answers[i].prompt.id for i in costs]
+        tested = safety_test(list(costs.values()), bound, prompts, delta=settings.evaluation.delta)
     return {
         "threshold": bound,
-        "final_multiplier": last,
+        "final_multiplier": rows[-1]["multiplier"] if rows else rule.init().value,
         "maximum_multiplier": rule.maximum,
-        "algorithm": policy.algorithm,
+        "algorithm": settings.policy.algorithm,
+        "safety_test": tested,
     }
 
 

@@ -192,6 +192,7 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
         build.dual(settings),
         prompts,
         build.online_arguments(settings, folder),
+        measure=build.measure(settings),
         demonstrations=build.demonstrations(settings, data, roles.encoder),
     )
     result = trainer.train(resume_from_checkpoint="auto")
@@ -224,7 +225,7 @@ def threshold(settings: Settings, cost_dir: str | Path) -> float:
 
     RePO has its own, 0, for every prompt.
     """
-    if settings.policy.algorithm == "repo":
+    if build.algorithm_class(settings) is RePO:
         return RePO.threshold
     if settings.policy.threshold != "auto":
         return float(settings.policy.threshold)

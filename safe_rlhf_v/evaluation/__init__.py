@@ -12,6 +12,7 @@ from safe_rlhf_v.evaluation.preference import cost_metrics, reward_metrics
 from safe_rlhf_v.evaluation.report import write_report
 from safe_rlhf_v.evaluation.report_data import Constraint, ReportData, read_report
 from safe_rlhf_v.evaluation.run import Answer, collect, summarise
+from safe_rlhf_v.evaluation.safety_test import SafetyTest, safety_test
 from safe_rlhf_v.evaluation.statistics import Interval, Resampling
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "OracleJudge",
     "ReportData",
     "Resampling",
+    "SafetyTest",
     "build_report",
     "check",
     "collect",
@@ -34,6 +36,7 @@ __all__ = [
     "read_metrics",
     "read_report",
     "reward_metrics",
+    "safety_test",
     "summarise",
     "write_report",
 ]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from safe_rlhf_v.evaluation.safety_test import SafetyTest
 from safe_rlhf_v.evaluation.statistics import CalibrationBin, Compensation, Interval
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -86,6 +87,7 @@ class Constraint(_Part):
     final_multiplier: float
     maximum_multiplier: float | None = None
     algorithm: str = ""
+    safety_test: SafetyTest | None = None
 
 
 class GuardHead(_Metrics):

@@ -114,7 +114,19 @@ def constraint(data: ReportData) -> str:
         state = "is kept" if cost.high <= bound else "is NOT kept" if cost.low > bound else "cannot be decided"
     return (
         f"The constraint, mean cost at most {number(bound)}, {state} on these prompts: {number(cost.value)}"
-        f"{_interval(cost, number)} by the trained cost model."
+        f"{_interval(cost, number)} by the trained cost model.{_safety_test(data)}"
+    )
+
+
+def _safety_test(data: ReportData) -> str:
+    """The verdict of HC-RLHF's one-sided test, in the paper's words."""
+    test = data.constraint.safety_test
+    if test is None or test.upper_bound is None:
+        return ""
+    outcome = "passed" if test.passed else "not passed (\u201cno solution found\u201d)"
+    return (
+        f" The safety test at {100 * (1 - test.delta):.0f}\u00a0% is {outcome}: the upper bound on the mean cost is "
+        f"{number(test.upper_bound)}."
     )
 
 

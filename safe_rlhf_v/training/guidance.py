@@ -16,14 +16,18 @@ SHARES = (0.1, 0.05, 0.01, 0.0)
 """Shares of unsafe answers for which a threshold is suggested. [ours]"""
 
 
-def threshold_guidance(costs: Tensor, threshold: float) -> dict[str, float]:
-    """Where the start model's costs (n,) stand: quantiles, mean, the share above the threshold d and above 0."""
+def threshold_guidance(costs: Tensor, threshold: float, bounded: float | None = None) -> dict[str, float]:
+    """Where the start model's costs (n,) stand: quantiles, mean, the share above the threshold d and above 0.
+
+    bounded: the statistic that d bounds, where it is not the mean.
+    """
     costs = costs.double().cpu()
     levels = torch.quantile(costs, torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
     return {
         "rollouts": float(costs.numel()),
         "threshold": threshold,
         "mean": costs.mean().item(),
+        "bounded": costs.mean().item() if bounded is None else bounded,
         **{f"quantile_{q:g}": level for q, level in zip(QUANTILES, levels, strict=True)},
         "share_above_threshold": (costs > threshold).double().mean().item(),
         "share_unsafe": (costs > 0).double().mean().item(),
@@ -33,8 +37,9 @@ def threshold_guidance(costs: Tensor, threshold: float) -> dict[str, float]:
 def describe(guidance: dict[str, float]) -> str:
     """The guidance as the lines shown before training."""
     quantiles = "  ".join(f"{q:.0%} {guidance[f'quantile_{q:g}']:+.2f}" for q in QUANTILES)
-    d, mean = guidance["threshold"], guidance["mean"]
-    need = f"the mean must fall by {mean - d:.2f}" if mean > d else "the start model meets it already"
+    d, mean, bounded = guidance["threshold"], guidance["mean"], guidance["bounded"]
+    what = "the mean" if math.isclose(mean, bounded, abs_tol=1e-6) else f"what it bounds, now {bounded:+.2f},"
+    need = f"{what} must fall by {bounded - d:.2f}" if bounded > d else "the start model meets it already"
     return (
         f"Costs of {guidance['rollouts']:.0f} responses of the start model (above 0: unsafe)\n"
         f"  quantiles: {quantiles}; mean {mean:+.2f}; unsafe {guidance['share_unsafe']:.0%}\n"

@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from beavertails_v.schema import Prompt
 from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
 from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.cost_measures import CostMeasure, Mean
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.models.roles import Roles
 from safe_rlhf_v.rollout import collect, sample, statistics
@@ -63,7 +64,8 @@ class OnlineTrainer:
     """Trains the policy of `roles` on `prompts` with an online algorithm and a rule for its multiplier.
 
     scorer: where rewards and costs come from; None takes the reward and cost model of the roles. demonstrations:
-    (prompt, response) pairs for the ptx term, or None. accelerator: None makes one.
+    (prompt, response) pairs for the ptx term, or None. accelerator: None makes one. measure: of what the threshold is
+    a bound; None is the mean cost.
 
     Writes to output_dir: metrics.jsonl (a line a step), threshold.json, checkpoint-<step>/, policy/, and runs/ for
     trackers that write files.
@@ -79,9 +81,11 @@ class OnlineTrainer:
         scorer: Scorer | None = None,
         demonstrations: Sequence[tuple[Prompt, str]] | None = None,
         accelerator: Accelerator | None = None,
+        measure: CostMeasure | None = None,
     ) -> None:
         self.roles, self.algorithm, self.dual, self.prompts, self.args = roles, algorithm, dual, prompts, args
         self.scorer: Scorer = scorer if scorer is not None else ModelScorer(roles)
+        self.measure: CostMeasure = measure or Mean()
         self.output_dir = Path(args.output_dir)
         trackers = list(args.report_to) or None
         self.accelerator = accelerator or Accelerator(log_with=trackers, project_dir=str(self.output_dir / "runs"))
@@ -95,7 +99,7 @@ class OnlineTrainer:
         self.step = 0
         self.dual_state = dual.init()
         self.costs: deque[float] = deque(maxlen=algorithm.window)
-        self.watch = BoundWatch(getattr(dual, "maximum", float("inf")), args.multiplier_patience)
+        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience)
 
     @property
     def multiplier(self) -> float:
@@ -118,7 +122,8 @@ class OnlineTrainer:
             rollout = self.collect()
             rewards, costs = self.scores_of_all_ranks(rollout)
             violation = self.move_multiplier(costs)
-            advantages = self.algorithm.advantages(rollout, self.multiplier)
+            measured = replace(rollout, costs=self.measure(rollout.costs, self.known_costs(costs)))
+            advantages = self.algorithm.advantages(measured, self.multiplier, violation)
             losses = self.updater.update(rollout, advantages, self.step)
             scores = {"reward": rewards.mean().item(), "cost": costs.mean().item(), "violation": violation}
             scores["unsafe_share"] = (costs > 0).float().mean().item()
@@ -150,11 +155,16 @@ class OnlineTrainer:
     def move_multiplier(self, costs: Tensor) -> float:
         """One step of the multiplier on the costs (n,) of all ranks; returns the violation it was taken on."""
         self.costs.extend(costs.tolist())
-        violation = self.algorithm.violation(torch.tensor(list(self.costs)) if self.algorithm.window else costs)
+        known = self.known_costs(costs)
+        violation = self.algorithm.violation(self.measure(known, known))
         if self.step > self.algorithm.delay:
             self.dual_state = self.dual.step(self.dual_state, violation)
         self.watch.see(self.multiplier, violation, self.step)
         return violation
+
+    def known_costs(self, costs: Tensor) -> Tensor:
+        """The costs (n,) that violation and measure are taken of: the window's, or without one the rollout's."""
+        return torch.tensor(list(self.costs)) if self.algorithm.window else costs
 
     def log(self, numbers: dict[str, float], started: float, metrics_log: MetricsLog | None, bar: Any) -> None:
         """A line of metrics.jsonl each step; trackers and console every logging_steps."""
@@ -215,7 +225,9 @@ class OnlineTrainer:
         before, indices = rng_state(), ShuffledIndices(len(self.prompts), self.args.seed)
         costs = [self._sample_costs(indices) for _ in range(self.args.guidance_rollouts)]
         load_rng_state(before)
-        guidance = threshold_guidance(self.accelerator.gather(torch.cat(costs)), self.algorithm.threshold)
+        known = self.accelerator.gather(torch.cat(costs))
+        bounded = self.measure(known, known).double().mean().item()
+        guidance = threshold_guidance(known, self.algorithm.threshold, bounded)
         if self._is_main:
             (self.output_dir / "threshold.json").write_text(json.dumps(guidance, indent=1))
         if self._talks:
@@ -288,6 +300,7 @@ class OnlineTrainer:
             "arguments": asdict(self.args),
             "algorithm": named(self.algorithm),
             "dual": named(self.dual),
+            "measure": named(self.measure),
             "scorer": getattr(self.scorer, "__qualname__", type(self.scorer).__qualname__),
             "prompts": {"number": len(self.prompts), "hash": fingerprint(p.text for p in self.prompts)},
             "demonstrations": {"number": len(demonstrations), "hash": fingerprint(text for _, text in demonstrations)},

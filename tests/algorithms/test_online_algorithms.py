@@ -1,4 +1,4 @@
-"""PPO-Lagrangian, RePO and GroupLag: values by hand, limits, padding."""
+"""The online algorithms: values by hand, limits, padding."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import pytest
 import torch
 from rollouts import rollout
 
-from safe_rlhf_v.advantages import gae, group_relative, token_stream
+from safe_rlhf_v.advantages import gae, group_relative, leave_one_out, token_stream
+from safe_rlhf_v.algorithms.crpo import CRPO
 from safe_rlhf_v.algorithms.group_lag import GroupLag
+from safe_rlhf_v.algorithms.p3o import P3O
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.algorithms.repo import RePO
+from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
+from safe_rlhf_v.cost_measures import CVaR, HighConfidence
 from safe_rlhf_v.losses import clipped_surrogate
 from safe_rlhf_v.types import Inputs, Responses, Rollout
 
-ALL = [PPOLag(), RePO(), RePO(form="rectified"), GroupLag()]
-WITH_CRITICS = ALL[:3]
+ALL = [PPOLag(), RePO(), RePO(form="rectified"), CRPO(), P3O(), GroupLag(), RLOOLag()]
+WITH_CRITICS = ALL[:5]
+MISSED = 100.0  # a violation so large that the penalty of P3O is on whatever the rows
 
 
 def one_token(
@@ -106,6 +111,143 @@ def test_repo_by_hand_on_one_token() -> None:
     assert RePO(form="rectified").advantages(one_token(3.0, -1.0), 4.0).policy.item() == pytest.approx(1.14)
 
 
+def test_repo_forms_coincide_where_every_response_is_unsafe_or_the_multiplier_is_0() -> None:
+    unsafe, mixed = rollout(costs=[0.1, 2.0, 1.0, 0.5]), rollout(costs=[-1.0, 2.0, 0.0, 0.5])
+    for data, lam in ((unsafe, 3.0), (mixed, 0.0)):
+        gated, rectified = (RePO(form=form).advantages(data, lam) for form in ("gated", "rectified"))
+        assert torch.equal(gated.policy, rectified.policy)
+        assert torch.equal(gated.policy, PPOLag().advantages(data, lam).policy)
+
+
+def test_repo_forms_differ_on_safe_responses_alone() -> None:
+    # rectified divides a safe response's reward by 1 + lam and keeps its KL; gated leaves both as they are
+    data = rollout(costs=[-1.0, 2.0, 0.0, 0.5])
+    gated, rectified = (RePO(form=form).advantages(data, 3.0).policy for form in ("gated", "rectified"))
+    assert [torch.equal(a, b) for a, b in zip(gated, rectified, strict=True)] == [False, True, False, True]
+    plain = replace(data, cost_values=torch.zeros_like(data.logps))
+    gated, rectified = (RePO(form=form, beta=0.0).advantages(plain, 3.0).policy for form in ("gated", "rectified"))
+    torch.testing.assert_close(rectified[[0, 2]], gated[[0, 2]] / 4)
+
+
+@pytest.mark.parametrize("kind", [CRPO, P3O])
+def test_the_multiplier_enters_neither_crpo_nor_p3o(kind: Any) -> None:
+    assert not kind.has_multiplier and PPOLag.has_multiplier
+    first, second = (kind().advantages(rollout(), lam, 0.3).policy for lam in (0.0, 9.0))
+    assert torch.equal(first, second)
+
+
+def test_crpo_raises_reward_within_the_tolerance_and_lowers_cost_above_it() -> None:
+    # as for PPOLag: A_r = 2.74, A_c = .26
+    algorithm, data = CRPO(tolerance=0.5), one_token(3.0, 1.0)
+    assert algorithm.advantages(data, 0.0, 0.5).policy.item() == pytest.approx(2.74)
+    assert algorithm.advantages(data, 0.0, 0.51).policy.item() == pytest.approx(-0.26)
+
+
+def test_crpo_is_ppo_on_the_reward_under_a_huge_threshold_and_on_minus_the_cost_under_a_tiny_one() -> None:
+    data = rollout()
+    for threshold, lam in ((1e6, 0.0), (-1e6, 1e9)):
+        algorithm = CRPO(threshold=threshold)
+        got = algorithm.advantages(data, 0.0, algorithm.violation(data.costs)).policy
+        torch.testing.assert_close(got, PPOLag().advantages(data, lam).policy, atol=1e-6, rtol=1e-6)
+
+
+def test_p3o_by_hand_on_one_token() -> None:
+    # beta .02, log ratio .5: A_r = 2.99 - .25 = 2.74; no KL in the cost: A_c = 1 - .75 = .25. rho = 1.1.
+    # J_c - d = -.1: .275 - .1 = .175 -> -3.014 + 2 * .175 = -2.664. J_c - d = -.3: .275 - .3 < 0 -> no penalty
+    data = one_token(3.0, 1.0)
+    logps = (data.logps + torch.tensor(1.1).log()).requires_grad_()
+    algorithm = P3O(kappa=2.0)
+    advantages = algorithm.advantages(data, 0.0, -0.1)
+    assert (advantages.policy.item(), advantages.cost.item()) == pytest.approx((2.74, 0.25))
+    loss, metrics = algorithm.policy_loss(logps, data, advantages)
+    assert loss.item() == pytest.approx(-2.664) and metrics["penalty"] == pytest.approx(0.35)
+    loss.backward()
+    assert logps.grad.item() == pytest.approx(1.1 * (-2.74 + 2 * 0.25))
+    loss, metrics = algorithm.policy_loss(logps, data, algorithm.advantages(data, 0.0, -0.3))
+    assert loss.item() == pytest.approx(-3.014) and metrics["penalty"] == 0.0
+
+
+def test_p3o_clips_the_cost_where_it_has_fallen_enough() -> None:
+    # A_c = .25: at rho .5 the cost counts as clip(.5) = .8, at rho 1.5 as it is
+    data = one_token(3.0, 1.0)
+    algorithm = P3O(kappa=1.0)
+    advantages = replace(algorithm.advantages(data, 0.0, 0.0), policy=torch.zeros(1, 1))
+    for ratio, excess in ((0.5, 0.8 * 0.25), (1.5, 1.5 * 0.25)):
+        logps = data.logps + torch.tensor(ratio).log()
+        assert algorithm.policy_loss(logps, data, advantages)[0].item() == pytest.approx(excess)
+
+
+def test_p3o_with_kappa_0_is_ppo_on_the_reward() -> None:
+    data, logps = rollout(), rollout().logps * 0.9
+    losses = []
+    for algorithm in (P3O(kappa=0.0), PPOLag()):
+        losses.append(algorithm.policy_loss(logps, data, algorithm.advantages(data, 0.0, MISSED))[0])  # type: ignore[attr-defined]
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_p3o_refuses_advantages_that_are_not_its_own() -> None:
+    data = rollout()
+    with pytest.raises(ValueError, match="hold no cost"):
+        P3O().policy_loss(data.logps, data, PPOLag().advantages(data, 0.0))
+
+
+def test_rloo_by_hand() -> None:
+    # two samples of 2 and 1 tokens; log ratios .5 + .25 and -1; beta .4: r = 2 - .3 = 1.7 and 1 + .4 = 1.4, so
+    # L_r = .3, -.3; c = 3, 1: L_c = 2, -2; lam 3: (.3 - 6) / 4 = -1.425
+    data = rollout((2, 1), width=2)
+    ratios = torch.tensor([[0.5, 0.25], [-1.0, 77.0]])
+    logps = torch.full((2, 2), -1.0)
+    data = replace(
+        data, logps=logps, ref_logps=logps - ratios, rewards=torch.tensor([2.0, 1.0]), costs=torch.tensor([3.0, 1.0])
+    )
+    advantages = RLOOLag(beta=0.4).advantages(data, 3.0)
+    torch.testing.assert_close(advantages.policy, torch.tensor([[-1.425, -1.425], [1.425, 0.0]]))
+    # REINFORCE: the gradient of the mean over rows of A times the response's log-probability
+    new = data.logps.clone().requires_grad_()
+    RLOOLag(beta=0.4).policy_loss(new, data, advantages)[0].backward()
+    torch.testing.assert_close(new.grad, -advantages.policy / 2)
+    # one ratio a response: .1 on each of 2 tokens is exp(.2) = 1.2214, above the clip; the loss is -1.2 A where A > 0
+    flipped = replace(advantages, policy=-advantages.policy)
+    loss, metrics = RLOOLag().policy_loss(data.logps + 0.1, data, flipped)
+    assert loss.item() == pytest.approx(-(1.2 * 1.425 - 1.425 * 2.718281828**0.1) / 2, abs=1e-5)
+    assert metrics["clip_fraction"] == 0.5
+
+
+def test_rloo_is_the_centred_group_form_times_g_over_g_minus_1() -> None:
+    data = rollout(group_size=4)
+    rloo, group = RLOOLag(beta=0.0).advantages(data, 2.0), GroupLag(beta=0.0, scale=False).advantages(data, 2.0)
+    torch.testing.assert_close(rloo.policy, group.policy * 4 / 3)
+
+
+def test_rloo_with_multiplier_0_is_rloo_on_the_reward() -> None:
+    data = rollout(group_size=4)
+    scores = data.rewards - 0.05 * ((data.logps - data.ref_logps) * data.responses.mask).sum(1)
+    got = RLOOLag().advantages(data, 0.0).policy
+    torch.testing.assert_close(got, leave_one_out(scores, 4)[:, None] * data.responses.mask)
+
+
+def test_rloo_refuses_groups_of_one() -> None:
+    with pytest.raises(ValueError, match="num_generations"):
+        RLOOLag().advantages(rollout(group_size=1), 1.0)
+
+
+@pytest.mark.parametrize("measure", [HighConfidence(0.0), CVaR(0.0)])
+@pytest.mark.parametrize("algorithm", ALL)
+def test_measures_at_their_limit_change_no_algorithm(algorithm: Any, measure: Any) -> None:
+    data = rollout()
+    measured = replace(data, costs=measure(data.costs, data.costs))
+    assert algorithm.violation(measured.costs) == algorithm.violation(data.costs)
+    first, second = (algorithm.advantages(x, 2.0, 0.1).policy for x in (data, measured))
+    assert torch.equal(first, second)
+
+
+def test_a_shift_of_the_cost_that_the_critic_knows_changes_no_advantage() -> None:
+    """What HighConfidence adds so that its mean is the statistic."""
+    data = rollout()
+    shifted = replace(data, costs=data.costs + 0.7, cost_values=data.cost_values + 0.7)
+    torch.testing.assert_close(PPOLag().advantages(shifted, 2.0).policy, PPOLag().advantages(data, 2.0).policy)
+
+
 def test_repo_refuses_an_unknown_form() -> None:
     with pytest.raises(ValueError, match="'hard' is not"):
         RePO(form="hard")  # type: ignore[arg-type]
@@ -149,7 +291,7 @@ def test_mistake_3_padding_changes_nothing(algorithm: Any) -> None:
     results = []
     for width in (4, 7):
         data = rollout(width=width)
-        advantages = algorithm.advantages(data, 1.5)
+        advantages = algorithm.advantages(data, 1.5, MISSED)
         logps = (data.logps * 0.9).detach().requires_grad_()
         loss, metrics = algorithm.policy_loss(logps, data, advantages)
         loss.backward()
@@ -162,7 +304,7 @@ def test_mistake_3_padding_changes_nothing(algorithm: Any) -> None:
 @pytest.mark.parametrize("algorithm", ALL)
 def test_mistake_4_responses_of_one_token_work(algorithm: Any) -> None:
     data = rollout((1, 1, 1, 1), width=1)
-    advantages = algorithm.advantages(data, 1.0)
+    advantages = algorithm.advantages(data, 1.0, MISSED)
     logps = data.logps.clone().requires_grad_()
     loss, _ = algorithm.policy_loss(logps, data, advantages)
     loss.backward()
@@ -172,7 +314,7 @@ def test_mistake_4_responses_of_one_token_work(algorithm: Any) -> None:
 @pytest.mark.parametrize("algorithm", ALL)
 def test_rows_may_be_taken_in_any_order(algorithm: Any) -> None:
     data = rollout()
-    advantages = algorithm.advantages(data, 1.0)
+    advantages = algorithm.advantages(data, 1.0, MISSED)
     rows = [2, 0]
     both = algorithm.policy_loss(data.logps[rows] * 0.9, data.select(rows), advantages.select(rows))
     single = [algorithm.policy_loss(data.logps[[i]] * 0.9, data.select([i]), advantages.select([i]))[0] for i in rows]
@@ -182,7 +324,7 @@ def test_rows_may_be_taken_in_any_order(algorithm: Any) -> None:
 @pytest.mark.parametrize("algorithm", WITH_CRITICS)
 def test_critics_are_needed(algorithm: Any) -> None:
     with pytest.raises(ValueError, match="both critics"):
-        algorithm.advantages(replace(rollout(), cost_values=None), 1.0)
+        algorithm.advantages(replace(rollout(), cost_values=None), 1.0, 0.0)
 
 
 def test_published_defaults() -> None:

@@ -143,7 +143,8 @@ def arguments(output_dir: Path | str, **changes: Any) -> OnlineArguments:
 
 def trainer(output_dir: Path | str, algorithm: Any = None, dual: Any = None, **changes: Any) -> OnlineTrainer:
     """A trainer on fake roles; `roles`, `scorer`, `demonstrations` and `prompts` may be given beside arguments."""
-    own = {name: changes.pop(name) for name in ("scorer", "demonstrations", "accelerator") if name in changes}
+    known = ("scorer", "demonstrations", "accelerator", "measure")
+    own = {name: changes.pop(name) for name in known if name in changes}
     roles, prompts = changes.pop("roles", None) or FakeRoles(), changes.pop("prompts", PROMPTS)
     algorithm = algorithm or PPOLag(threshold=-0.2, window=16)
     return OnlineTrainer(

@@ -13,10 +13,14 @@ import pytest
 import torch
 from fake_roles import BAD, DEMONSTRATIONS, GOOD, PROMPTS, FakeRoles, arguments, trainer
 
+from safe_rlhf_v.algorithms.crpo import CRPO
 from safe_rlhf_v.algorithms.group_lag import GroupLag
+from safe_rlhf_v.algorithms.p3o import P3O
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.algorithms.repo import RePO
-from safe_rlhf_v.duals import AdditiveDual, LogDual, PIDDual
+from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
+from safe_rlhf_v.cost_measures import CVaR, HighConfidence
+from safe_rlhf_v.duals import AdditiveDual, AugmentedDual, LogDual, PIDDual, fixed
 from safe_rlhf_v.losses import clipped_value_loss
 from safe_rlhf_v.rollout import collect, minibatch
 from safe_rlhf_v.scorers import ModelScorer, TextScorer
@@ -44,7 +48,10 @@ def mean(rows: list[dict[str, Any]], name: str, part: slice) -> float:
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("algorithm", [PPOLag(threshold=-0.2), RePO(), RePO(form="rectified"), GroupLag()])
+ALGORITHMS = [PPOLag(threshold=-0.2), RePO(), RePO(form="rectified"), CRPO(), P3O(), GroupLag(), RLOOLag()]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_runs_and_writes_its_records(tmp_path: Path, algorithm: Any) -> None:
     run = trainer(tmp_path, algorithm, AdditiveDual(0.1, 1.0, 5.0), max_steps=3)
     result = run.train()
@@ -92,6 +99,51 @@ def test_the_violation_is_that_of_the_last_window_of_costs(tmp_path: Path) -> No
     rows = trainer(tmp_path, PPOLag(threshold=0.0, window=12)).train().metrics  # 6 costs a rollout: the last two
     for before, row in pairwise(rows):
         assert row["violation"] == pytest.approx((before["cost"] + row["cost"]) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("window", [0, 12])
+def test_the_measure_is_taken_of_the_known_costs(tmp_path: Path, window: int) -> None:
+    """The violation is that of the statistic over window or rollout; the algorithm sees the measured costs."""
+    seen: list[torch.Tensor] = []
+
+    class Spy(PPOLag):
+        def advantages(self, rollout: Any, multiplier: float, violation: float = 0.0) -> Advantages:
+            seen.append(rollout.costs)
+            return super().advantages(rollout, multiplier, violation)
+
+    measure = HighConfidence(0.5)
+    run = trainer(tmp_path, Spy(threshold=0.2, window=window), max_steps=4, measure=measure)
+    plain = trainer(tmp_path / "raw", PPOLag(threshold=0.2), max_steps=1)
+    rows = run.train().metrics
+    assert rows[0]["cost"] == plain.train().metrics[0]["cost"]  # what is logged is the cost itself
+    if window:
+        known = torch.tensor(list(run.costs)).double()
+        statistic = known.mean() + 0.5 * known.std(correction=0)
+        assert rows[-1]["violation"] == pytest.approx(statistic.item() - 0.2, abs=1e-6)
+    else:
+        for costs, row in zip(seen, rows, strict=True):
+            assert costs.double().mean().item() - 0.2 == pytest.approx(row["violation"], abs=1e-6)
+            assert row["violation"] > row["cost"] - 0.2
+
+
+def test_the_algorithm_is_given_the_violation_the_multiplier_moved_by(tmp_path: Path) -> None:
+    given: list[float] = []
+
+    class Spy(CRPO):
+        def advantages(self, rollout: Any, multiplier: float, violation: float) -> Advantages:
+            given.append(violation)
+            return super().advantages(rollout, multiplier, violation)
+
+    rows = trainer(tmp_path, Spy(), fixed(0.0), max_steps=3).train().metrics
+    assert given == [row["violation"] for row in rows] and {row["multiplier"] for row in rows} == {0.0}
+
+
+@pytest.mark.parametrize(("dual", "warnings"), [(fixed(5.0), 0), (AugmentedDual(0.1, 1.0, 5.0, 5.0), 1)])
+def test_a_rule_at_its_bound_is_reported_and_a_fixed_multiplier_is_not(
+    tmp_path: Path, dual: Any, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(tmp_path, PPOLag(threshold=-9.0, delay=0), dual, max_steps=3, multiplier_patience=3).train()
+    assert caplog.text.count("may be infeasible") == warnings
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3])
@@ -277,8 +329,19 @@ def test_a_function_of_the_text_is_a_scorer() -> None:
     assert rewards.tolist() == [3.0, 2.0] and costs.tolist() == [1.0, -1.0]
 
 
-@pytest.mark.parametrize("dual", [LogDual(0.1, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0), PIDDual()])
-@pytest.mark.parametrize("changes", [{}, {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3}])
+@pytest.mark.parametrize("dual", [LogDual(0.1, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0), AugmentedDual(), PIDDual()])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
+        {"measure": HighConfidence(0.5)},
+        {"measure": CVaR(0.8)},
+        {"algorithm": CRPO(threshold=-0.3, window=16)},
+        {"algorithm": P3O(threshold=-0.3, window=16), "measure": CVaR(0.8)},
+    ],
+    ids=str,
+)
 def test_mistake_6_a_run_in_two_parts_equals_the_run_in_one(tmp_path: Path, dual: Any, changes: dict[str, Any]) -> None:
     whole = trainer(tmp_path / "whole", dual=dual, max_steps=6, **changes)
     rows = whole.train().metrics

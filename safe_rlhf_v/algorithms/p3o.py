@@ -1,0 +1,60 @@
+"""P3O, penalized proximal policy optimisation (arXiv 2205.11814): a fixed exact penalty in place of a multiplier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from safe_rlhf_v.algorithms.two_critics import streams
+from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
+from safe_rlhf_v.types import Advantages, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class P3O:
+    """L = L_r + kappa relu(mean max(rho A_c, clip(rho) A_c) + J_c - d) [secondary, code].
+
+    Exact: where kappa is at least the multiplier of max E[r] - beta KL s.t. E[c] <= d, that is the solution; where it
+    is less, the policy goes to ref exp((r - kappa c) / beta) and misses the bound. The KL is in the reward alone
+    [ours], so that the penalty is of the cost and of nothing else. Its gradient goes on and off at the bound: the
+    policy hovers about it within a step's length. The relu is of the rows of one forward pass: unlike other losses it
+    depends on how a minibatch is cut into micro-batches.
+    """
+
+    threshold: float = 0.0  # d
+    kappa: float = 20.0  # [code]
+    beta: float = 0.02
+    clip: float = 0.2
+    value_clip: float = 5.0
+    gamma: float = 1.0
+    lam: float = 0.95  # of GAE
+    token_clamp: float = 50.0
+    window: int = 0
+    delay: ClassVar[int] = 0
+    has_multiplier: ClassVar[bool] = False
+    needs_critics: ClassVar[bool] = True
+
+    def violation(self, costs: Tensor) -> float:
+        return costs.double().mean().item() - self.threshold
+
+    def advantages(self, rollout: Rollout, multiplier: float, violation: float) -> Advantages:
+        both = streams(self, rollout, rollout.costs, kl_in_cost=False)
+        return Advantages(
+            policy=both.reward,
+            reward_returns=both.reward_returns,
+            cost_returns=both.cost_returns,
+            cost=both.cost,
+            violation=violation,
+        )
+
+    def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
+        if advantages.cost is None:
+            raise ValueError("P3O: these advantages hold no cost; make them by P3O.advantages")
+        mask = rollout.responses.mask
+        args = (logps, rollout.logps, advantages.policy, mask, self.clip)
+        # max(rho A, clip(rho) A) is minus the min over -A, which is what the surrogate takes and negates
+        excess = clipped_surrogate(logps, rollout.logps, -advantages.cost, mask, self.clip) + advantages.violation
+        loss = clipped_surrogate(*args) + self.kappa * excess.clamp(min=0)
+        return loss, {"clip_fraction": clip_fraction(*args).item(), "penalty": self.kappa * max(0.0, excess.item())}

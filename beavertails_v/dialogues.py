@@ -95,7 +95,7 @@ def _to_row(dialogue: Dialogue, folder: Path) -> dict[str, Any]:
     prompt = dialogue.prompt
     row: dict[str, Any] = {"question": prompt.text, "images": [_store(image, folder) for image in prompt.images]}
     row |= {"truth": dialogue.truth, "turns": [asdict(turn) for turn in dialogue.turns]}
-    extras = {"category": prompt.category, "meta": dict(prompt.meta) or None, "source": dialogue.source}
+    extras: dict[str, Any] = {"category": prompt.category, "meta": dict(prompt.meta) or None, "source": dialogue.source}
     extras["severity"] = None if prompt.severity is None else int(prompt.severity)
     return row | {name: value for name, value in extras.items() if value is not None}
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safe_rlhf_v.cli import data, guard, train
+from safe_rlhf_v.cli import data, guard, refine, train
 from safe_rlhf_v.cli.common import Config, Overrides, console, plain, settings_of, show, user_errors
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ safe-rlhf-v evaluate      --config configs/own_data.yaml""",
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(guard.app, name="guard")
+app.add_typer(refine.app, name="refine")
 
 
 def print_version(wanted: bool) -> None:

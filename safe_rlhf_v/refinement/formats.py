@@ -52,11 +52,13 @@ class Format:
 FIRE = Format(
     name="fire",
     first="{question}\n\nReply in the form: Thought: <your reasoning> Answer: <your answer>",
-    again="{question}\n\n{turns}\n\nUse the feedback. Reply in the form: Thought: <your reasoning> Answer: <your answer>",
+    again=(
+        "{question}\n\n{turns}\n\nUse the feedback. Reply in the form: Thought: <your reasoning> Answer: <your answer>"
+    ),
     turn="Your reply: {reply}\nFeedback: {feedback}",
     teacher=(
         "A student answers a question about the picture.\nQuestion: {question}\nTrue answer: {truth}\n\n{turns}\n\n"
-        "Score the newest reply from 1 (bad) to 10 (perfect), and say what is wrong with it and how to find the answer. "
+        "Score the newest reply from 1 (bad) to 10 (perfect). Say what is wrong with it and how to find the answer. "
         "Never say the true answer, or any part of it that the student has not said.\n"
         "Reply in the form: Score: <1-10> Feedback: <your feedback>"
     ),
@@ -144,7 +146,7 @@ def read_student(text: str) -> tuple[str, str]:
 
 
 def read_teacher(text: str) -> Review:
-    """Score and feedback of a reply. No whole number 1..10 after "Score:" gives score 0: a dialogue then ends [code]."""
+    """Score and feedback of a reply. Without a whole number 1..10 after "Score:" the score is 0 [code]."""
     score, feedback = _SCORE.search(text), _FEEDBACK.search(text)
     start = feedback.end() if feedback else score.end() if score else 0
     end = score.start() if score and feedback and score.start() > feedback.end() else len(text)

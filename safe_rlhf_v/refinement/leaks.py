@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 # Words that carry no answer. A list of English; feedback in another language is checked by whole words all the same.
 STOP_WORDS = frozenset(
-    "a about after again all also am an and any are as at be because been before being both but by can could did do "
-    "does doing down each few for from had has have having he her here him his how i if in into is it its just may me "
-    "might more most must my no nor not of off on once only or other our out over own please same say says she should "
-    "so some such tell than that the their them then there these they this those through to too under until up very "
-    "was we were what when where which while who why will with would yes you your".split()
+    """
+    a about after again all also am an and any are as at be because been before being both but by can could did
+    do does doing down each few for from had has have having he her here him his how i if in into is it its just
+    may me might more most must my no nor not of off on once only or other our out over own please same say says
+    she should so some such tell than that the their them then there these they this those through to too under
+    until up very was we were what when where which while who why will with would yes you your
+    """.split()  # noqa: SIM905
 )
 
 

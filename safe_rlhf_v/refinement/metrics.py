@@ -1,4 +1,4 @@
-"""What feedback achieves: FIRE's figures (NeurIPS 2024) [figures published, equations ours], on the scores of dialogues.
+"""What feedback achieves: FIRE's figures (NeurIPS 2024) [figures published, equations ours], on dialogues' scores.
 
 T: turns of a dialogue; s_first, s_last: its first and last score. An answer is right from score 8. All functions are of
 scores alone; an unparsable score is 0 in free dialogues, and counts as 10 in the error of a teacher's scores [code].

@@ -1,6 +1,6 @@
 """BLEU-1..4 (ACL 2002) and CIDEr-D (arXiv 1411.5726, eqs. 1-4) of texts with one reference each.
 
-As in the COCO caption evaluation [code]: corpus BLEU with the brevity penalty; CIDEr-D with n = 1..4, sigma 6, times 10,
+As in the COCO caption evaluation [code]: corpus BLEU with brevity penalty; CIDEr-D with n = 1..4, sigma 6, times 10,
 document frequencies from the references. Words are lower case, without marks.
 """
 

@@ -1,7 +1,7 @@
 """The picture world's oracle as the first teacher: true scores, and feedback in the world's own words. [ours]
 
-Beyond FIRE, whose scores speak of help alone, an unsafe answer scores below every safe one; who says what is unsafe is a
-choice: the oracle, a guard, or nobody. Feedback repeats only what the student itself said: "it is not red ." and never
+Beyond FIRE, whose scores speak of help alone, an unsafe answer scores below every safe one; who says what is unsafe is
+a choice: the oracle, a guard, or nobody. Feedback repeats only what the student itself said: "it is not red ." and never
 what it is.
 """
 
@@ -75,7 +75,8 @@ class OracleTeacher:
         prompts, newest = [case.prompt for case in cases], [said[-1] for said in answers]
         ratings = [self.oracle.rate(p, text) for p, text in zip(prompts, newest, strict=True)]
         return [
-            self._review(*row) for row in zip(prompts, newest, ratings, self._unsafe(prompts, newest, ratings), strict=True)
+            self._review(*row)
+            for row in zip(prompts, newest, ratings, self._unsafe(prompts, newest, ratings), strict=True)
         ]
 
     def _unsafe(self, prompts: list[Prompt], texts: list[str], ratings: list[Rating]) -> Sequence[int]:
@@ -113,6 +114,8 @@ def _missing(text: str, facts: dict[str, Any]) -> str:
 
 def _wrong_looks(text: str, facts: dict[str, Any]) -> str:
     colours = [c for c in world()["colours"] if c != facts["colour"] and re.search(rf"\b{c}\b", text)]
-    grounds = [b for b in world()["backgrounds"] if b != facts["background"] and re.search(rf"\b{b} background\b", text)]
+    grounds = [
+        b for b in world()["backgrounds"] if b != facts["background"] and re.search(rf"\b{b} background\b", text)
+    ]
     found = [f"it is not {c} ." for c in colours if facts["colour"]]
     return " ".join(found + [f"the background is not {b} ." for b in grounds])

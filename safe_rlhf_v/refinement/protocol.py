@@ -1,7 +1,7 @@
 """The student-teacher dialogue of FIRE (NeurIPS 2024) [code]: answer, score and feedback, answer again.
 
-The student sees the feedback alone; the teacher sees the truth and the score is its own. A dialogue ends with a score of
-8 or more, with a score that cannot be read (0), with one that does not rise, or at the last turn.
+The student sees the feedback alone; the teacher sees the truth. A dialogue ends with a score of 8 or more, with a score
+that cannot be read (0), with one that does not rise, or at the last turn.
 """
 
 from __future__ import annotations
@@ -60,7 +60,12 @@ def stop_reason(scores: Sequence[int], rules: Rules = Rules()) -> Stop | None:
 
 
 def run_dialogues(
-    student: Student, teacher: Teacher, cases: Sequence[Case], form: Format, rules: Rules = Rules(), mode: Mode = "guided"
+    student: Student,
+    teacher: Teacher,
+    cases: Sequence[Case],
+    form: Format,
+    rules: Rules = Rules(),
+    mode: Mode = "guided",
 ) -> list[Dialogue]:
     """One dialogue a case, in order; all that are still open take each turn together.
 

@@ -138,6 +138,7 @@ def compare(
     size: Annotated[
         list[int] | None, typer.Option(min=50, help="Training dialogues; may be given more than once.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Blind regeneration, guided regeneration and trained students, by turn and by number of training dialogues.
 
@@ -148,6 +149,6 @@ def compare(
     from safe_rlhf_v.cli.refinement_compare import compare as run
 
     settings = settings_of(config, overrides)
-    page, headline = run(settings, sorted(set(size or [500, 2000, 8000])))
+    page, headline = run(settings, sorted(set(size or [500, 2000, 8000])), overwrite=overwrite)
     show("after the last turn", headline)
     console.print(f"report: {page}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -73,6 +74,7 @@ def rules(settings: Settings) -> Rules:
 def cases(settings: Settings, split: build.Split, count: int | None = None) -> list[Case]:
     """Questions with true answers: the world's own, or the response that sft.responses picks (of "all" the safer).
 
+    Shuffled by the seed: data sets stand in order of category, and the first few would be of one alone.
     count: as many cases, going round the questions again where there are fewer; None takes each once.
     """
     data = build.comparisons(settings, split)
@@ -82,7 +84,7 @@ def cases(settings: Settings, split: build.Split, count: int | None = None) -> l
         known = "picture_world" in pair.prompt.meta
         truth = ground_truth(pair.prompt) if known else pair.responses[getattr(pair, pick)].text
         found.setdefault(pair.prompt.id, Case(prompt=pair.prompt, truth=truth))
-    once = list(found.values())
+    once = random.Random(settings.seed).sample(list(found.values()), len(found))
     return once if count is None else [once[i % len(once)] for i in range(count)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -44,17 +45,20 @@ PAIRS = (
 )
 
 
-def compare(settings: Settings, sizes: Sequence[int]) -> tuple[Path, dict[str, Any]]:
+def compare(settings: Settings, sizes: Sequence[int], *, overwrite: bool = False) -> tuple[Path, dict[str, Any]]:
     """Run all of it below <output_dir>/refinement; returns the page and the headline figures. Stages are kept."""
     start, begin = build.start_model(settings), time.monotonic()
+    if overwrite:
+        shutil.rmtree(Path(settings.output_dir) / "refinement", ignore_errors=True)
     asked = cases(settings, "evaluation")
     if not all("picture_world" in case.prompt.meta for case in asked):
         raise SettingsError(
             f"data.path {settings.data.path}: the comparison needs the picture world, whose truth is known"
         )
+    with_guard = settings.model_copy(update={"refinement": settings.refinement.model_copy(update={"safety": "guard"})})
+    guarded = oracle_teacher(with_guard)
     training = _dialogues(settings, start, max(sizes))
     trained = {size: _trained(settings, training[:size], start, size) for size in sizes}
-    with_guard = settings.model_copy(update={"refinement": settings.refinement.model_copy(update={"safety": "guard"})})
     base, student = Replies(start, settings), Replies(_folder(settings, "student", sizes[-1]), settings)
     model_teacher = Replies(_folder(settings, "teacher", sizes[-1]), settings, greedy=True)
     oracle = OracleTeacher("oracle")
@@ -64,7 +68,7 @@ def compare(settings: Settings, sizes: Sequence[int]) -> tuple[Path, dict[str, A
         "trained blind": (student, oracle, "blind"),
         "trained neutral": (student, oracle, "neutral"),
         "trained guided": (student, oracle, "guided"),
-        "trained by guard": (student, oracle_teacher(with_guard), "guided"),
+        "trained by guard": (student, guarded, "guided"),
         "trained by teacher": (student, ModelTeacher(model_teacher, model_teacher.form), "guided"),
     }
 
@@ -117,7 +121,11 @@ def _dialogues(settings: Settings, start: str, count: int) -> list[Dialogue]:
         return {"dialogues": len(made), "turns": sum(len(d.turns) for d in made)}
 
     run_stage("refinement/dialogues", settings, ["refinement", "generation"], work, start=start, count=count)
-    return load_dialogues(Path(settings.output_dir) / "refinement" / "dialogues", check_images=False)[0]
+    return load_dialogues(_source(settings), check_images=False)[0]
+
+
+def _source(settings: Settings) -> Path:
+    return Path(settings.output_dir) / "refinement" / "dialogues"
 
 
 def _trained(settings: Settings, dialogues: Sequence[Dialogue], start: str, size: int) -> dict[str, Any]:
@@ -130,7 +138,9 @@ def _trained(settings: Settings, dialogues: Sequence[Dialogue], start: str, size
             return fit(who, settings, dialogues, start, folder)
 
         name = f"refinement/{who}-{size}"
-        found[who] = run_stage(name, settings, ["sft", "refinement", "generation"], work, start=start, size=size)
+        found[who] = run_stage(
+            name, settings, ["sft", "refinement", "generation"], work, start=start, dialogues=_source(settings)
+        )
     return found
 
 
@@ -139,7 +149,7 @@ def _point(size: int, guided: Judged, baseline: Judged, trained: dict[str, Any],
     found: Arm = arm(str(size), "", guided, baseline, rules(settings), Resampling(draws=500, seed=settings.seed))
     last = {kind: asdict(values[-1]) for kind, values in found.by_turn.items()}
     teacher = (trained.get("teacher") or {}).get("teacher") or {}
-    return {"dialogues": size, **asdict(found.figures), "last": last, "teacher": teacher}
+    return {"training_dialogues": size, **asdict(found.figures), "last": last, "teacher": teacher}
 
 
 def _examples(dialogues: Sequence[Dialogue], count: int) -> list[Dialogue]:

@@ -1,8 +1,8 @@
 """The picture world's oracle as the first teacher: true scores, and feedback in the world's own words. [ours]
 
-Beyond FIRE, whose scores speak of help alone, an unsafe answer scores below every safe one; who says what is unsafe is
-a choice: the oracle, a guard, or nobody. Feedback repeats only what the student itself said: "it is not red ." and never
-what it is.
+Beyond FIRE, whose scores speak of help alone, an unsafe answer scores below every safe one; who says what is unsafe
+is a choice: the oracle, a guard, or nobody. Feedback repeats only what the student itself said: "it is not red ." and
+never what it is.
 """
 
 from __future__ import annotations

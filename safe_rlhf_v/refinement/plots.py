@@ -59,7 +59,7 @@ def spread(heights: Mapping[str, float], gap: float) -> dict[str, float]:
 
 def curve(points: Sequence[Mapping[str, float | None]], key: str, label: str) -> str:
     """One figure against the number of training dialogues, each value written at its mark."""
-    known = [(p["dialogues"], y) for p in points if (y := p.get(key)) is not None]
+    known = [(p["training_dialogues"], y) for p in points if (y := p.get(key)) is not None]
     figure, axes = _axes(3.1, 2.3, left=0.5, bottom=0.5, top=0.25)
     x = list(range(len(known)))
     axes.plot(x, [y for _, y in known], "D-", color=AFTER, lw=1.6, ms=5, mec=PAPER, mew=0.8)

@@ -73,7 +73,9 @@ def _figure(found: Comparison, kind: str) -> str:
 
 
 def _teachers(found: Comparison) -> list[dict[str, Any]]:
-    return [{"dialogues": p["dialogues"], **p["teacher"]["score"]} for p in found.curve if p["teacher"]]
+    return [
+        {"training_dialogues": p["training_dialogues"], **p["teacher"]["score"]} for p in found.curve if p["teacher"]
+    ]
 
 
 def cell(interval: Interval | dict[str, Any], share: bool, signed: bool = False) -> str:

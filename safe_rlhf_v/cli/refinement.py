@@ -30,6 +30,7 @@ from safe_rlhf_v.refinement.oracle_teacher import OracleTeacher, ground_truth
 from safe_rlhf_v.refinement.protocol import Case, Mode, Rules, Teacher, run_dialogues
 from safe_rlhf_v.refinement.rows import split_by_prompt, student_rows, teacher_rows
 from safe_rlhf_v.refinement.vocabulary import format_of, teacher_words, with_words
+from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.supervised import train_sft
 
 Who = Literal["student", "teacher"]
@@ -88,12 +89,12 @@ def cases(settings: Settings, split: build.Split, count: int | None = None) -> l
     return once if count is None else [once[i % len(once)] for i in range(count)]
 
 
-def oracle_teacher(settings: Settings, guard: Guard | None = None) -> OracleTeacher:
-    """The oracle with safety by settings.refinement.safety; `guard` saves loading it again."""
+def oracle_teacher(settings: Settings) -> OracleTeacher:
+    """The oracle with safety by settings.refinement.safety."""
     safety = settings.refinement.safety
     if safety != "guard":
         return OracleTeacher(safety)
-    judge = guard or Guard.from_pretrained(
+    judge = Guard.from_pretrained(
         build.trained(settings, "guard", settings.guard.path, "guard.path"),
         policy=settings.guard.policy,
         device=build.device(),
@@ -195,10 +196,8 @@ def fit(who: Who, settings: Settings, dialogues: Sequence[Dialogue], base: str, 
         base = with_words(base, teacher_words(form), target / "base")
         train_rows, held = (teacher_rows(part, form) for part in parts)
     measured = train_sft(train_rows, held, base, target, settings)
-    names = {"student": str(target)} if who == "student" else {"teacher": str(target)}
     torch.manual_seed(settings.seed)
-    return (
-        measured
-        | {"dialogues": len(parts[0])}
-        | fixed_figures(parts[1], settings, names.get("student"), names.get("teacher"))
-    )
+    given = (str(target), None) if who == "student" else (None, str(target))
+    measured |= {"dialogues": len(parts[0]), **fixed_figures(parts[1], settings, *given)}
+    write_card(target, who, base, settings, measured)
+    return measured

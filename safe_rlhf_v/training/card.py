@@ -16,6 +16,8 @@ PURPOSE = {
     "cost": "Scores how harmful a response to a prompt with pictures is. Above 0 is unsafe; higher is worse.",
     "policy": "A vision-language model trained to raise reward while its mean cost is held at or under a bound.",
     "guard": "Judges queries and responses with pictures: unsafe or not, category, severity.",
+    "student": "Answers questions about pictures, and answers again when given feedback on its answer.",
+    "teacher": "Scores answers to questions about pictures, 1 to 10, given the true answer, and writes feedback.",
 }
 LIMITS = {
     "sft": "Imitation keeps what the responses hold, the unsafe ones included where they were picked.",
@@ -23,6 +25,8 @@ LIMITS = {
     "cost": "Its zero is calibrated on the training data; measure sign accuracy on your own before relying on it.",
     "policy": "The bound holds for the cost model's mean on prompts like those trained on, not for every response.",
     "guard": "Measure it on your own traffic before relying on it; it will miss what its training data lacks.",
+    "student": "It imitates answers that improved, not answers that are right, and first answers as the settings say.",
+    "teacher": "Its scores and feedback are as good as those it imitates; it needs the true answer.",
 }
 
 

@@ -43,9 +43,9 @@ def test_limits() -> None:
 
 
 def test_cider_by_hand() -> None:
-    """Two documents "a b" and "a c": a weighs log 1 = 0, b and c log 2. Text 1 "b": words: its vector is its reference's,
-    cosine 1; runs of two: none against one, cosine 0. Lengths in runs of two 0 and 1: damping exp(-1/72). Text 2 says
-    nothing right. 10 * exp(-1/72) / (4 orders * 2 texts)."""
+    """Two documents "a b" and "a c": a weighs log 1 = 0, b and c log 2. Text 1 is "b". Words: its vector is that of
+    its reference, cosine 1; runs of two: none against one, cosine 0. Lengths in runs of two are 0 and 1: damping
+    exp(-1/72). Text 2 says nothing right. 10 * exp(-1/72) / (4 orders * 2 texts)."""
     assert cider(["b", "x"], ["a b", "a c"]) == pytest.approx(10 * math.exp(-1 / 72) / 8)
 
 

@@ -23,8 +23,8 @@ ERRAND = prompt("cup", "disguise", "violence_and_physical_harm")
 HARM = prompt("knife", "disguise", "violence_and_physical_harm", True)
 
 
-def review(question: Prompt, text: str, teacher: OracleTeacher = OracleTeacher()) -> Review:
-    return teacher([Case(prompt=question, truth=ground_truth(question))], [["earlier", text]])[0]
+def review(question: Prompt, text: str, teacher: OracleTeacher | None = None) -> Review:
+    return (teacher or OracleTeacher())([Case(prompt=question, truth=ground_truth(question))], [["earlier", text]])[0]
 
 
 @pytest.mark.parametrize(

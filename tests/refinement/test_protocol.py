@@ -50,13 +50,13 @@ def case(name: str) -> Case:
     return Case(prompt=Prompt(text=f"{name} ?"), truth="a cup")
 
 
-def talk(student: Script, *names: str, mode: Mode = "guided", rules: Rules = Rules()) -> list[Dialogue]:
-    return run_dialogues(student, teach, [case(n) for n in names], WORDS, rules, mode)
+def talk(student: Script, *names: str, mode: Mode = "guided", max_turns: int = 5) -> list[Dialogue]:
+    return run_dialogues(student, teach, [case(n) for n in names], WORDS, Rules(max_turns=max_turns), mode)
 
 
 def test_each_dialogue_ends_by_itself() -> None:
     student = Script(a="cup", b="hat lid mug cup", c="hat hat", d="?", e="lid hat", f="hat lid mug")
-    found = talk(student, *"abcdef", rules=Rules(max_turns=3))
+    found = talk(student, *"abcdef", max_turns=3)
     assert [d.scores for d in found] == [(10,), (2, 4, 7), (2, 2), (0,), (4, 2), (2, 4, 7)]
     assert [d.prompt.text for d in found] == [f"{n} ?" for n in "abcdef"]
     assert {d.source for d in found} == {"free/guided"}

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,12 @@ def test_questions_of_one_kind_alone() -> None:
 
 
 def page(tmp_path: Path, found: Judged) -> tuple[str, dict]:  # type: ignore[type-arg]
-    point = {"training_dialogues": 0, **dataclasses.asdict(refinement(found.scores, found.scores)), "last": {}, "teacher": {}}
+    point = {
+        "training_dialogues": 0,
+        **dataclasses.asdict(refinement(found.scores, found.scores)),
+        "last": {},
+        "teacher": {},
+    }
     score = {"score": {"mae": 1.5, "pearson": 0.5}}
     result = Comparison(
         arms=[arm(n, f"the {n} <way>", found, found, RULES, FEW) for n in "ab"],
@@ -108,7 +114,7 @@ def test_labels_keep_their_distance_and_order() -> None:
     placed = spread({"a": 1.0, "b": 1.0, "c": 5.0, "d": 1.1}, gap=0.5)
     assert [k for k, _ in sorted(placed.items(), key=lambda x: x[1])] == ["a", "b", "d", "c"]
     heights = sorted(placed.values())
-    assert min(b - a for a, b in zip(heights, heights[1:])) >= 0.5 - 1e-9
+    assert min(b - a for a, b in pairwise(heights)) >= 0.5 - 1e-9
     assert sum(placed.values()) == pytest.approx(8.1)  # moved apart around where they were
     assert spread({"a": 1.0, "b": 3.0}, gap=0.5) == {"a": 1.0, "b": 3.0}
 

@@ -88,9 +88,7 @@ def compare(settings: Settings, sizes: Sequence[int], *, overwrite: bool = False
     result = Comparison(
         arms=measured,
         differences=[
-            row
-            for a, b in PAIRS
-            for row in difference(f"{LABELS[a]} → {LABELS[b]}", found[a], found[b], rules(settings), resampling)
+            difference(f"{LABELS[a]} → {LABELS[b]}", found[a], found[b], rules(settings), resampling) for a, b in PAIRS
         ],
         curve=curve,
         examples=_examples(found["trained guided"].dialogues, section.examples),

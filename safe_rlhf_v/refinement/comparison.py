@@ -29,6 +29,12 @@ class Judged:
     scores: list[list[int]]
     values: dict[str, tuple[list[str], list[list[float]]]]
 
+    def kept(self, kind: str) -> list[float]:
+        """The value of each dialogue's answer with its teacher's highest score, the first such."""
+        best = {d.prompt.id: max(range(len(d.turns)), key=lambda k: d.scores[k]) for d in self.dialogues}
+        ids, rows = self.values[kind]
+        return [row[best[i]] for i, row in zip(ids, rows, strict=True)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
@@ -100,9 +106,8 @@ def arm(
         if rows
     }
     turns = [turn for d in found.dialogues for turn in d.turns]
-    best = {d.prompt.id: max(range(len(d.turns)), key=lambda k: d.scores[k]) for d in found.dialogues}
     kept = {
-        kind: value_by_turn([[r[best[i]]] for i, r in zip(ids, rows, strict=True)], ids, 1, BOUNDS[kind], resampling)[0]
+        kind: value_by_turn([[v] for v in found.kept(kind)], ids, 1, BOUNDS[kind], resampling)[0]
         for kind, (ids, rows) in found.values.items()
         if rows
     }
@@ -119,13 +124,16 @@ def arm(
 
 def difference(
     title: str, before: Judged, after: Judged, rules: Rules, resampling: Resampling = DEFAULT
-) -> list[dict[str, Any]]:
-    """Rows {title, kind, interval}: after - before in the answer at the last turn, paired by prompt."""
-    rows = []
+) -> dict[str, Any]:
+    """{title, last, kept}: after - before, paired by prompt, of the answer at the last turn and of the best kept; each
+    {kind: interval}."""
+    found: dict[str, Any] = {"title": title, "last": {}, "kept": {}}
     for kind, bounds in BOUNDS.items():
         (ids, first), (other, second) = before.values[kind], after.values[kind]
-        if ids:
-            start, end = ([at_turn(v, rules.max_turns) for v in side] for side in (first, second))
-            found = paired_difference(start, end, ids, other, bounds=bounds, resampling=resampling)
-            rows.append({"title": title, "kind": kind, "interval": asdict(found)})
-    return rows
+        if not ids:
+            continue
+        lasts = [[at_turn(v, rules.max_turns) for v in side] for side in (first, second)]
+        for which, (a, b) in (("last", lasts), ("kept", (before.kept(kind), after.kept(kind)))):
+            interval = paired_difference(a, b, ids, other, bounds=bounds, resampling=resampling)
+            found[which][kind] = asdict(interval)
+    return found

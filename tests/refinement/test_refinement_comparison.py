@@ -57,14 +57,15 @@ def test_the_best_kept_is_the_teachers_choice() -> None:
 
 
 def test_differences_are_after_minus_before() -> None:
-    rows = {r["kind"]: r["interval"]["value"] for r in difference("bad -> good", BAD, GOOD, RULES, FEW)}
-    assert rows == {"unsafe": -1, "helpful": 3, "accuracy": 1}
+    found = difference("bad -> good", BAD, GOOD, RULES, FEW)
+    assert {kind: row["value"] for kind, row in found["last"].items()} == {"unsafe": -1, "helpful": 3, "accuracy": 1}
+    assert {kind: row["value"] for kind, row in found["kept"].items()} == {"unsafe": 0, "helpful": 0, "accuracy": 0}
 
 
 def test_questions_of_one_kind_alone() -> None:
     some = judged(dialogues("")[:4], RULES)
     assert set(arm("a", "A", some, None, RULES, FEW).by_turn) == {"unsafe", "accuracy"}
-    assert {r["kind"] for r in difference("", some, some, RULES, FEW)} == {"unsafe", "accuracy"}
+    assert set(difference("", some, some, RULES, FEW)["kept"]) == {"unsafe", "accuracy"}
 
 
 def page(tmp_path: Path, found: Judged) -> tuple[str, dict]:  # type: ignore[type-arg]
@@ -77,7 +78,7 @@ def page(tmp_path: Path, found: Judged) -> tuple[str, dict]:  # type: ignore[typ
     score = {"score": {"mae": 1.5, "pearson": 0.5}}
     result = Comparison(
         arms=[arm(n, f"the {n} <way>", found, found, RULES, FEW) for n in "ab"],
-        differences=difference("a to b", found, found, RULES, FEW),
+        differences=[difference("a to b", found, found, RULES, FEW)],
         curve=[point, point | {"training_dialogues": 500, "teacher": score}],
         examples=found.dialogues[:1],  # type: ignore[arg-type]
         facts={"prompts": 8, "seconds": 1.0, "settings": {"refinement": {"max_turns": 3}}},

@@ -31,17 +31,17 @@ from safe_rlhf_v.refinement.protocol import Case, Mode, Rules, Teacher, run_dial
 from safe_rlhf_v.refinement.rows import split_by_prompt, student_rows, teacher_rows
 from safe_rlhf_v.refinement.vocabulary import format_of, teacher_words, with_words
 from safe_rlhf_v.training.card import write_card
+from safe_rlhf_v.training.encode import check_prompt
 from safe_rlhf_v.training.supervised import train_sft
 
 Who = Literal["student", "teacher"]
-TOO_LONG = "the dialogue is longer than the model reads"
 
 
 class Replies:
     """A model that replies to prompts; what it says can neither add a picture nor forge a turn when it is quoted.
 
-    A dialogue that has grown past model.max_prompt_length gets an empty reply, which scores as such. `form`: how the
-    model is spoken to. greedy: the likeliest reply, always the same.
+    What the model cannot read, such as a dialogue grown past model.max_prompt_length, gets an empty reply, and is
+    printed. `form`: how the model is spoken to. greedy: the likeliest reply, always the same.
     """
 
     def __init__(self, path: str | Path, settings: Settings, *, greedy: bool = False) -> None:
@@ -57,12 +57,10 @@ class Replies:
         return [self.harmless(next(replies)) if fit else "" for fit in fits]
 
     def _fits(self, prompt: Prompt) -> bool:
-        if self.model.encoder.max_prompt_length is None:
-            return True
         try:
-            self.model.encoder.prompts([prompt])
+            check_prompt(prompt, self.model.encoder)
         except EncodingError as error:
-            plain(f"{TOO_LONG}: {error}")
+            plain(f"no reply: {error}")
             return False
         return True
 

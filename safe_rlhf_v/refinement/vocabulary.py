@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken
 
 from safe_rlhf_v.models.backbone import load_backbone
@@ -24,7 +25,9 @@ def with_words(base: str | Path, text: str, folder: str | Path) -> str:
         return str(base)
     model = load_backbone(base)
     processor.tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in missing])
-    model.resize_token_embeddings(len(processor.tokenizer))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same new embeddings every time: a killed training goes on from its own base
+        model.resize_token_embeddings(len(processor.tokenizer))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)

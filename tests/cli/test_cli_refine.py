@@ -109,7 +109,7 @@ def test_replies_that_do_not_fit_are_empty(folder: Path, capsys: pytest.CaptureF
     replies = refinement.Replies(folder / "base", settings)
     found = replies([Prompt(text="what is this ?"), Prompt(text="what is this ? " * 9)])
     assert found[1] == ""
-    assert "the dialogue is longer than the model reads" in capsys.readouterr().out
+    assert "no reply: prompt" in capsys.readouterr().out
 
 
 def test_a_quoted_reply_cannot_forge_a_turn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

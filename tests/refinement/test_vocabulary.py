@@ -32,5 +32,7 @@ def test_a_word_level_model_learns_the_words_of_scores(tmp_path: Path) -> None:
     assert len(after.get_input_embeddings().weight) == len(old) + 12
     prompt = Prompt(text="what is this ?")
     assert torch.equal(encoder.prompts([prompt]).input_ids, Encoder(processor).prompts([prompt]).input_ids)
+    twin = load_backbone(with_words(tmp_path / "base", words, tmp_path / "twin"))
+    assert torch.equal(after.get_input_embeddings().weight, twin.get_input_embeddings().weight)
     assert with_words(grown, words, tmp_path / "again") == grown  # nothing is missing: nothing is made
     assert not (tmp_path / "again").exists()

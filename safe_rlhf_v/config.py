@@ -385,6 +385,17 @@ class GuardSection(TrainSection):
     max_rounds: Count = Field(5, description="Rounds of filter and regenerate before the guard gives up. [paper] 5")
 
 
+class RefinementSection(Section):
+    """Student-teacher dialogues with feedback (FIRE, NeurIPS 2024). Training itself goes by the sft section."""
+
+    correct: Annotated[int, Field(ge=1, le=10)] = Field(8, description="Score from which an answer counts as right. [code] 8")
+    max_turns: Positive = Field(5, description="Answers of a dialogue at most. [ours]")
+    leak_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Feedback that says more than this share of the true answer's unsaid words is withheld; raise it for long true answers. [ours]")
+    first_turns: Literal["none", "correct", "all"] = Field("correct", description="First answers that a student imitates beside its improved ones; all keeps its first answers as they are. [ours]")
+    safety: Literal["oracle", "guard", "none"] = Field("oracle", description="Who tells the oracle teacher what is unsafe; none scores help alone, as the paper. [ours]")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="Share of the dialogues' prompts that a trained student or teacher is measured on. [ours]")
+
+
 class GenerationSection(Section):
     max_new_tokens: Positive = Field(512, description="Longest response.")
     temperature: NonNegative = Field(1.0, description="0 is greedy decoding.")
@@ -416,6 +427,7 @@ class Settings(Section):
     policy: PolicySection = PolicySection()
     direct: DirectSection = DirectSection()
     iterative: IterativeSection = IterativeSection()
+    refinement: RefinementSection = RefinementSection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()
 

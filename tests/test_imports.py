@@ -19,6 +19,7 @@ LAYERS = [
     {"models", "generation"},
     {"rollout", "scorers", "training"},
     {"evaluation"},
+    {"refinement"},
     {"cli"},
 ]
 MATHS = {"tensors", "losses", "advantages", "duals", "cost_measures"}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safe_rlhf_v.cli import data, guard, train
+from safe_rlhf_v.cli import data, guard, refine, train
 from safe_rlhf_v.cli.common import Config, Overrides, console, plain, settings_of, show, user_errors
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ safe-rlhf-v evaluate      --config configs/own_data.yaml""",
 app.add_typer(data.app, name="data", rich_help_panel="A real run")
 app.add_typer(train.app, name="train", rich_help_panel="A real run")
 app.add_typer(guard.app, name="guard", rich_help_panel="A real run")
+app.add_typer(refine.app, name="refine", rich_help_panel="A real run")
 
 
 def print_version(wanted: bool) -> None:

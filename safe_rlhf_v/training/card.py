@@ -18,6 +18,8 @@ PURPOSE = {
     "direct": "A vision-language model trained on preference pairs directly, without reinforcement learning.",
     "iterative": "A vision-language model trained to raise reward while its cost falls by a given amount.",
     "guard": "Judges queries and responses with pictures: unsafe or not, category, severity.",
+    "student": "Answers questions about pictures, and answers again when given feedback on its answer.",
+    "teacher": "Scores answers to questions about pictures, 1 to 10, given the true answer, and writes feedback.",
 }
 LIMITS = {
     "sft": "Imitation keeps what the responses hold, the unsafe ones included where they were picked.",
@@ -27,6 +29,8 @@ LIMITS = {
     "direct": "It was never sampled in training (C-DPO apart): measure its own answers before relying on them.",
     "iterative": "The improvement is the cost model's, a mean over prompts like those trained on, not each response's.",
     "guard": "Measure it on your own traffic before relying on it; it will miss what its training data lacks.",
+    "student": "It imitates answers that improved, not answers that are right, and first answers as the settings say.",
+    "teacher": "Its scores and feedback are as good as those it imitates; it needs the true answer.",
 }
 
 

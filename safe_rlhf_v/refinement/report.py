@@ -1,0 +1,102 @@
+"""One self-contained page and one refinement.json: nothing is loaded, style and figures are inside."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from safe_rlhf_v.evaluation.statistics import Interval
+from safe_rlhf_v.evaluation.verdict import number, percent
+from safe_rlhf_v.refinement.comparison import Comparison
+from safe_rlhf_v.refinement.plots import by_turn, curve
+
+KINDS = {
+    "unsafe": ("Unsafe answers, on prompts that invite harm", True, "lower"),
+    "helpful": ("Helpfulness (0 to 3), on harmless prompts", False, "higher"),
+    "accuracy": ("Right (score 8 or more), all prompts", True, "higher"),
+}
+CURVES = {
+    "average_turns": "AT, lower is better",
+    "adr": "ADR",
+    "atr": "ATR",
+    "rr": "RR",
+    "regression_rate": "regression rate, lower is better",
+    "accuracy": "right after the last turn",
+}
+TEACHER_CURVES = {"mae": "teacher's score error (MAE), lower is better", "pearson": "correlation of its scores"}
+
+
+def write_page(found: Comparison, folder: str | Path) -> Path:
+    """Writes refinement.json and refinement.html; returns the path of the page."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    _replace(target / "refinement.json", json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
+    _replace(target / "refinement.html", render(found))
+    return target / "refinement.html"
+
+
+def render(found: Comparison) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("safe_rlhf_v.refinement"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent}
+    style = resources.files("safe_rlhf_v.evaluation").joinpath("templates/report.css").read_text(encoding="utf-8")
+    kinds = {kind: row for kind, row in KINDS.items() if all(kind in arm.by_turn for arm in found.arms)}
+    return environment.get_template("refinement.html.jinja").render(
+        found=found,
+        kinds=kinds,
+        style=Markup(style),
+        cell=cell,
+        figures={kind: Markup(_figure(found, kind)) for kind in kinds},
+        curves=[(label, Markup(curve(found.curve, key, label))) for key, label in CURVES.items()],
+        teacher_curves=[(label, Markup(curve(_teachers(found), key, label))) for key, label in TEACHER_CURVES.items()],
+        pictures=[_picture(d.prompt) for d in found.examples],
+        settings=yaml.safe_dump(found.facts.get("settings", {}), sort_keys=False),
+    )
+
+
+def _figure(found: Comparison, kind: str) -> str:
+    return by_turn({arm.label: arm.by_turn[kind] for arm in found.arms}, kind, KINDS[kind][1])
+
+
+def _teachers(found: Comparison) -> list[dict[str, Any]]:
+    return [
+        {"training_dialogues": p["training_dialogues"], **p["teacher"]["score"]} for p in found.curve if p["teacher"]
+    ]
+
+
+def cell(interval: Interval | dict[str, Any], share: bool, signed: bool = False) -> str:
+    """ "12.3 % (10.1 to 14.8)"."""
+    row = interval if isinstance(interval, dict) else {k: getattr(interval, k) for k in ("value", "low", "high")}
+
+    def text(value: float) -> str:
+        body = number(100 * value, 1) if share else number(value)
+        return f"+{body}" if signed and float(value) > 0 else body
+
+    ends = "" if row["low"] is None else f" ({text(row['low'])} to {text(row['high'])})"
+    return f"{text(row['value'])}{' %' if share else ''}{ends}"
+
+
+def _picture(prompt: Any) -> str:
+    if not prompt.images:
+        return ""
+    return "data:image/png;base64," + base64.b64encode(prompt.images[0].clean().encoded()).decode()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

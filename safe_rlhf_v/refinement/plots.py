@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import MaxNLocator
 
-from safe_rlhf_v.evaluation.plots import _PERCENT, AFTER, BEFORE, INK, MUTED, PAPER, _axes, _svg
+from safe_rlhf_v.evaluation.plots import AFTER, BEFORE, INK, MUTED, PAPER, PERCENT, new_axes, to_svg
 from safe_rlhf_v.evaluation.statistics import Interval
 
 STYLES = (
@@ -17,7 +17,7 @@ STYLES = (
 
 def by_turn(lines: Mapping[str, Sequence[Interval]], name: str, percent: bool) -> str:
     """A value after each turn, one line a way of answering again, with intervals; names stand at the lines' ends."""
-    figure, axes = _axes(9.4, 3.4, left=0.55, right=3.0, bottom=0.5)
+    figure, axes = new_axes(9.4, 3.4, left=0.55, right=3.0, bottom=0.5)
     shift = 0.5 * (len(lines) - 1)
     for k, values in enumerate(lines.values()):
         colour, marker, dash = STYLES[k % len(STYLES)]
@@ -38,12 +38,12 @@ def by_turn(lines: Mapping[str, Sequence[Interval]], name: str, percent: bool) -
     axes.set(xlim=(0.85, turns + 0.12), ylim=(low, high))
     axes.set_xticks(range(1, turns + 1))
     if percent:
-        axes.yaxis.set_major_formatter(_PERCENT)
+        axes.yaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("answers allowed →", loc="right")
-    return _svg(figure, f"turns-{name}", f"{name} after each turn, with intervals")
+    return to_svg(figure, f"turns-{name}", f"{name} after each turn, with intervals")
 
 
 def spread(heights: Mapping[str, float], gap: float) -> dict[str, float]:
@@ -60,7 +60,7 @@ def spread(heights: Mapping[str, float], gap: float) -> dict[str, float]:
 def curve(points: Sequence[Mapping[str, float | None]], key: str, label: str) -> str:
     """One figure against the number of training dialogues, each value written at its mark."""
     known = [(p["training_dialogues"], y) for p in points if (y := p.get(key)) is not None]
-    figure, axes = _axes(3.1, 2.3, left=0.5, bottom=0.5, top=0.25)
+    figure, axes = new_axes(3.1, 2.3, left=0.5, bottom=0.5, top=0.25)
     x = list(range(len(known)))
     axes.plot(x, [y for _, y in known], "D-", color=AFTER, lw=1.6, ms=5, mec=PAPER, mew=0.8)
     for at, (_, y) in zip(x, known, strict=True):
@@ -71,4 +71,4 @@ def curve(points: Sequence[Mapping[str, float | None]], key: str, label: str) ->
     axes.grid(axis="x", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("training dialogues →", loc="right")
-    return _svg(figure, f"curve-{key}", f"{label} by number of training dialogues")
+    return to_svg(figure, f"curve-{key}", f"{label} by number of training dialogues")

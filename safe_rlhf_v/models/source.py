@@ -9,6 +9,9 @@ from pathlib import Path
 from transformers import ProcessorMixin
 
 
+MARKS = ("config.json", "adapter_config.json", "processor_config.json", "preprocessor_config.json")  # any one will do
+
+
 class ModelError(ValueError):
     """A model cannot be used. The message names the folder or hub id and what to do."""
 
@@ -17,7 +20,7 @@ class ModelError(ValueError):
 def reading(path: str | Path, lacks: str) -> Iterator[None]:
     """Around what transformers reads from `path`: its many errors as one. lacks: what to say of a folder."""
     folder = Path(path)
-    if folder.is_dir() and not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    if folder.is_dir() and not any((folder / name).is_file() for name in MARKS):
         raise ModelError(f"{path}: holds no config.json, so it is no model in transformers' format")
     try:
         yield

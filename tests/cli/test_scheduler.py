@@ -132,9 +132,11 @@ def test_a_stopped_scheduler_stops_its_processes(tmp_path: Path, number: signal.
         wait_for(lambda: (tmp_path / "a.pid").read_text().strip().isdigit())
         os.kill(os.getpid(), number)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     threading.Thread(target=stop).start()
     with pytest.raises(KeyboardInterrupt):
-        go([job(tmp_path, "a", "echo $$ > $0.pid; exec sleep 600")])
+        go([job(tmp_path, "a", "echo $$ > $0.pid; exec sleep 60")])
+    signal.signal(signal.SIGINT, before)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "a.pid").read_text()), 0)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -248,7 +248,7 @@ def test_the_stage_saves_the_best_iterate_and_names_it(
     options = load_settings(
         None, [f"output_dir={tmp_path}", f"evaluation.model={tmp_path}/iterative", "iterative.bounds=0.2"]
     )
-    constraint = evaluation._constraint(options, -7.0)
+    constraint = evaluation._constraint(options, -7.0, [])
     assert constraint["threshold"] == pytest.approx(mean - 0.2)
     assert constraint["final_multiplier"] == best.multipliers[0]
     saved, chosen = (

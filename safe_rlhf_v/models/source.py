@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import ProcessorMixin
 
-
 MARKS = ("config.json", "adapter_config.json", "processor_config.json", "preprocessor_config.json")  # any one will do
 
 

@@ -94,10 +94,11 @@ def _official_order(item: tuple[re.Match[str], str]) -> tuple[int, str]:
 
 def _from_hub(source: str, split: str, categories: Collection[str] | None, revision: str | None) -> Files:
     import huggingface_hub as hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        if hub.constants.HF_HUB_OFFLINE:
+        if constants.HF_HUB_OFFLINE:
             root = Path(hub.snapshot_download(source, repo_type="dataset", revision=revision, local_files_only=True))
             names = [f.relative_to(root).as_posix() for depth in _DEPTHS for f in root.glob(depth)]
             return Files(root=root, names=choose(names, split, categories, source), revision=root.name)

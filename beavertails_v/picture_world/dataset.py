@@ -175,7 +175,7 @@ def generate(
 
 def write(
     folder: str | Path,
-    train: int = 4000,
+    train: int = 12_000,
     evaluation: int = 600,
     seed: int = 0,
     pictures: str | Path | None = None,

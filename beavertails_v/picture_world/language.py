@@ -84,17 +84,21 @@ HARMFUL_ANSWERS = {
     "comply one": 16,
     "comply full": 18,
     "wrong": 20,
-    "other": 10,
+    "other": 16,
+    "repeat": 8,
+    "splice": 12,
 }
 BENIGN_ANSWERS = {
     "vague": 16,
     "named": 26,
     "full": 28,
-    "refuse": 7,
+    "refuse": 3,
     "refuse some": 6,
     "wrong": 16,
     "other": 18,
     "stray": 7,
+    "repeat": 9,
+    "splice": 13,
 }
 
 
@@ -116,8 +120,28 @@ def _refusal(kind: str, rng: random.Random) -> str:
     return str(rng.choice(answers["refusal"])).replace("{why}", pick["why"]).replace("{next}", pick["next"])
 
 
+SPOILT = ("repeat", "splice")
+
+
+def _spoilt(kind: str, scene: Scene, question: Question, rng: random.Random) -> str:
+    """What models write and people seldom do: a sentence said again and again, or two answers run into one.
+
+    A reward model that never saw such answers pays for them, and a policy finds out.
+    """
+    table = HARMFUL_ANSWERS if harmful(scene.object, question.intent, question.topic) else BENIGN_ANSWERS
+    whole = {other: weight for other, weight in table.items() if other not in SPOILT}
+    first, second = (answer(k, scene, question, rng) for k in rng.choices(list(whole), list(whole.values()), k=2))
+    if kind == "repeat":
+        sentence = rng.choice([f"{part} ." for part in first.removesuffix(" .").split(" . ")])
+        return " ".join([first, *[sentence] * (1 if len(sentence.split()) > 8 else rng.randint(1, 2))])
+    head, tail = first.split(), second.split()
+    return " ".join([*head[: rng.randint(2, len(head) - 2)], *tail[rng.randint(1, len(tail) - 3) :]])
+
+
 def answer(kind: str, scene: Scene, question: Question, rng: random.Random) -> str:
     """One answer of a kind named in HARMFUL_ANSWERS or BENIGN_ANSWERS; 'other' answers a question that nobody asked."""
+    if kind in SPOILT:
+        return _spoilt(kind, scene, question, rng)
     if kind == "other":
         errands = [("disguise", topic) for topic in world()["questions"]["disguise"]]
         meanings = [("describe", ""), ("use", ""), ("use", ""), rng.choice(errands)]

@@ -217,7 +217,7 @@ def demonstrations(settings: Settings, data: ComparisonSet, encoder: Encoder) ->
         return None
     limited = copy(encoder)
     limited.max_response_length = settings.model.max_response_length
-    rows = response_rows(data, settings.sft.responses, limited)
+    rows = response_rows(data, settings.policy.demonstrations or settings.sft.responses, limited)
     if rows.left_out:
         plain(f"{len(rows.left_out)} demonstrations left out, for example: {rows.left_out[0].detail}")
     return [(row.prompt, row.response.text) for row in (rows[i] for i in range(len(rows)))]

@@ -42,7 +42,7 @@ class SweepSection(Section):
 class WorldSection(Section):
     """The picture world that is drawn where base names no data."""
 
-    train: Positive = Field(4000, description="Training pairs.")
+    train: Positive = Field(12_000, description="Training pairs.")
     evaluation: Positive = Field(600, description="Evaluation pairs.")
 
 

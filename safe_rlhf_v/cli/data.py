@@ -21,7 +21,7 @@ Split = Annotated[str, typer.Option(help="Split to read.")]
 @user_errors
 def picture_world(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to, in the layout of BeaverTails-V.")],
-    train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 4000,
+    train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 12_000,
     evaluation: Annotated[int, typer.Option(min=1, help="Evaluation pairs.")] = 600,
     seed: Annotated[int, typer.Option(help="Equal seeds write equal data.")] = 0,
     pictures: Annotated[

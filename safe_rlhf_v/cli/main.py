@@ -66,7 +66,7 @@ def quickstart(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings instead of the demo's.")] = None,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the world, the weights and all sampling.")] = None,
-    train: Annotated[int, typer.Option(min=1, help="Training pairs drawn.")] = 4000,
+    train: Annotated[int, typer.Option(min=1, help="Training pairs drawn.")] = 12_000,
     evaluation: Annotated[int, typer.Option(min=1, help="Evaluation pairs drawn.")] = 600,
     pictures: Annotated[Path | None, typer.Option(help="Your own pictures, OBJECT/STYLE.png, not drawn ones.")] = None,
     held_out_style: Annotated[str | None, typer.Option(help="Style of --pictures kept for evaluation.")] = None,

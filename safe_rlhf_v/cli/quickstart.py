@@ -66,7 +66,7 @@ def run(
     config: Path | None,
     overrides: list[str],
     *,
-    train: int = 4000,
+    train: int = 12_000,
     evaluation: int = 600,
     pictures: Path | None = None,
     held_out_style: str | None = None,

@@ -17,7 +17,7 @@ from beavertails_v.schema import Comparison, LabelledResponse, Prompt
 from safe_rlhf_v.models.processing import Encoder, EncodingError, SpecialTokenInText
 from safe_rlhf_v.types import PairBatch, Responses
 
-Pick = Literal["all", "more_helpful", "safer"]
+Pick = Literal["all", "more_helpful", "safer", "both"]
 
 
 class DataError(ValueError):
@@ -77,11 +77,14 @@ def _fault(row: Comparison, encoder: Encoder) -> tuple[str, str] | None:
 
 
 def response_rows(data: Sequence[Comparison] | Sequence[LabelledResponse], pick: Pick, encoder: Encoder) -> Rows:
-    """Single responses: those of LabelledResponses, or of Comparisons all, the more helpful, or the safer ones."""
+    """Single responses: those of LabelledResponses, or of Comparisons all, the more helpful, the safer ones, or those that are both."""
     kept, left_out = [], []
     for i in range(len(data)):
         row = data[i]
-        for k in picked(row, pick):
+        chosen = picked(row, pick)
+        if not chosen:
+            left_out.append(LeftOut(i, row.prompt.id, "AxesDisagree", "no response is preferred on both axes"))
+        for k in chosen:
             try:
                 check_prompt(row.prompt, encoder)
                 encoder.responses([labelled(row, k).response.text])
@@ -92,9 +95,11 @@ def response_rows(data: Sequence[Comparison] | Sequence[LabelledResponse], pick:
 
 
 def picked(row: Comparison | LabelledResponse, pick: Pick) -> tuple[int, ...]:
-    """Which responses of a row are imitated."""
+    """Which responses of a row are imitated. "both": the one preferred on both axes, none where the axes disagree."""
     if isinstance(row, LabelledResponse):
         return (0,)
+    if pick == "both":
+        return (row.safer,) if row.safer == row.more_helpful else ()
     return (0, 1) if pick == "all" else (getattr(row, pick),)
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from data_files import official_row, write_parquet
 

@@ -77,7 +77,8 @@ def _fault(row: Comparison, encoder: Encoder) -> tuple[str, str] | None:
 
 
 def response_rows(data: Sequence[Comparison] | Sequence[LabelledResponse], pick: Pick, encoder: Encoder) -> Rows:
-    """Single responses: those of LabelledResponses, or of Comparisons all, the more helpful, the safer ones, or those that are both."""
+    """Single responses: those of LabelledResponses, or of Comparisons the picked ones: all, the more helpful, the
+    safer, or those that are both."""
     kept, left_out = [], []
     for i in range(len(data)):
         row = data[i]

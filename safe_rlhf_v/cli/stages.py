@@ -250,7 +250,11 @@ def show_suggestions(bound: float, cost_dir: Path, folder: Path) -> None:
     unsafe = torch.tensor([row["unsafe"] for row in rows], dtype=torch.bool).flatten()
     if not unsafe.any() or unsafe.all() or os.environ.get("RANK", "0") != "0":
         return
-    found = suggest_thresholds(costs[~unsafe], costs[unsafe], bound)
+    try:
+        found = suggest_thresholds(costs[~unsafe], costs[unsafe], bound)
+    except ValueError as error:  # of few responses perhaps, so training goes on
+        plain(f"warning: {cost_dir}: {error}")
+        return
     write_json(folder / "suggested_thresholds.json", found)
     plain(describe_suggestions(found))
 

@@ -19,7 +19,7 @@ from beavertails_v.schema import Prompt
 from safe_rlhf_v.models.collation import as_row, collate, join, join_vision, row_bytes, stack_responses
 from safe_rlhf_v.models.lru import Lru
 from safe_rlhf_v.models.quirks import MODALITY_ATTRIBUTE, MODALITY_TOKEN, NoVideos
-from safe_rlhf_v.models.source import NO_PROCESSOR, ModelError, reading, require_processor
+from safe_rlhf_v.models.source import NO_PROCESSOR, PROCESSOR, ModelError, reading, require_processor
 from safe_rlhf_v.types import Inputs, Responses
 
 __all__ = [
@@ -65,7 +65,7 @@ def load_processor(path: str | Path) -> ProcessorMixin:
 
     Without torchvision a family's video processor cannot be built; `NoVideos` stands in for it. Raises ModelError.
     """
-    with reading(path, NO_PROCESSOR):
+    with reading(path, NO_PROCESSOR, PROCESSOR):
         processor = _load_processor(path)
     require_processor(processor, path)
     return processor

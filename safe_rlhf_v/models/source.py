@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import ProcessorMixin
 
-MARKS = ("config.json", "adapter_config.json", "processor_config.json", "preprocessor_config.json")  # any one will do
+MODEL = ("config.json", "adapter_config.json")  # any one marks a folder as a model's
+PROCESSOR = (*MODEL, "processor_config.json", "preprocessor_config.json")  # or as one that holds a processor
 
 
 class ModelError(ValueError):
@@ -16,10 +17,13 @@ class ModelError(ValueError):
 
 
 @contextmanager
-def reading(path: str | Path, lacks: str) -> Iterator[None]:
-    """Around what transformers reads from `path`: its many errors as one. lacks: what to say of a folder."""
+def reading(path: str | Path, lacks: str, marks: Sequence[str] = MODEL) -> Iterator[None]:
+    """Around what transformers reads from `path`: its many errors as one.
+
+    lacks: what to say of a folder that does not load. marks: files of which a folder needs one.
+    """
     folder = Path(path)
-    if folder.is_dir() and not any((folder / name).is_file() for name in MARKS):
+    if folder.is_dir() and not any((folder / name).is_file() for name in marks):
         raise ModelError(f"{path}: holds no config.json, so it is no model in transformers' format")
     try:
         yield

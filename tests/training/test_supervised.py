@@ -271,8 +271,7 @@ def test_responses_are_picked_by_their_labels(base: Path, pick: Any, texts: list
 def test_the_more_helpful_of_the_safe_responses(base: Path) -> None:
     """Of every comparison here one response is safe, the less helpful one; then both are, and then none is."""
     one = comparison(0)
-    both = replace(one, responses=tuple(Response(text=r.text, safe=True) for r in one.responses))
-    none = replace(one, responses=tuple(Response(text=r.text, safe=False) for r in one.responses))
+    both, none = (replace(one, responses=tuple(Response(text=r.text, safe=s) for r in one.responses)) for s in (True, False))
     rows = response_rows([one, both, none], "safe", encoder(base))
     texts = [rows[i].response.text for i in range(len(rows))]
     assert texts == [one.responses[one.safer].text, one.responses[one.more_helpful].text]

@@ -99,7 +99,7 @@ class OnlineTrainer:
         self.step = 0
         self.dual_state = dual.init()
         self.costs: deque[float] = deque(maxlen=algorithm.window)
-        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience)
+        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience, duals.floor(dual))
 
     @property
     def multiplier(self) -> float:
@@ -163,8 +163,11 @@ class OnlineTrainer:
         return violation
 
     def known_costs(self, costs: Tensor) -> Tensor:
-        """The costs (n,) that violation and measure are taken of: the window's, or without one the rollout's."""
-        return torch.tensor(list(self.costs)) if self.algorithm.window else costs
+        """The costs that violation and measure are taken of: the window's, but never fewer than the rollout's (n,).
+
+        A window shorter than a rollout would hold the costs of the last ranks alone.
+        """
+        return torch.tensor(list(self.costs)) if self.algorithm.window > len(costs) else costs
 
     def log(self, numbers: dict[str, float], started: float, metrics_log: MetricsLog | None, bar: Any) -> None:
         """A line of metrics.jsonl each step; trackers and console every logging_steps."""

@@ -101,6 +101,13 @@ def test_the_violation_is_that_of_the_last_window_of_costs(tmp_path: Path) -> No
         assert row["violation"] == pytest.approx((before["cost"] + row["cost"]) / 2, abs=1e-6)
 
 
+def test_a_window_shorter_than_a_rollout_drops_none_of_its_costs(tmp_path: Path) -> None:
+    """6 costs a rollout: a window of 4 would leave out the first prompt's, and on several machines whole ranks'."""
+    rows = trainer(tmp_path, PPOLag(threshold=0.0, window=4)).train().metrics
+    for row in rows:
+        assert row["violation"] == pytest.approx(row["cost"], abs=1e-6)
+
+
 @pytest.mark.parametrize("window", [0, 12])
 def test_the_measure_is_taken_of_the_known_costs(tmp_path: Path, window: int) -> None:
     """The violation is that of the statistic over window or rollout; the algorithm sees the measured costs."""

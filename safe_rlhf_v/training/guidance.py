@@ -119,8 +119,8 @@ class BoundWatch:
         else:
             log.warning(
                 "step %d: the multiplier has fallen to %.3g, from where the log rule hardly raises it, and the costs "
-                "have violated the constraint for %d %s, now by %.3g: hardly anything holds them back. Use the additive "
-                "rule, a smaller lr, or a first multiplier nearer to what the constraint needs.",
+                "have violated the constraint for %d %s, now by %.3g: hardly anything holds them back. Use the "
+                "additive rule, a smaller lr, or a first multiplier nearer to what the constraint needs.",
                 step, multiplier, self.steps, self.every, violation,
             )  # fmt: skip
 

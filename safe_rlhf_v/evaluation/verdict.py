@@ -110,9 +110,9 @@ def constraint(data: ReportData) -> str:
         return ""
     if (other := data.constraint.bounded) is not None:
         return (
-            f"Training bounded the {other.name} by {number(other.bound)}; on these prompts it is {number(other.value)}, "
-            f"and the mean cost {number(cost.value)}{_interval(cost, number)}, by the trained cost model."
-            f"{_safety_test(data)}"
+            f"Training bounded the {other.name} by {number(other.bound)}; on these prompts it is "
+            f"{number(other.value)}, and the mean cost {number(cost.value)}{_interval(cost, number)}, by the trained "
+            f"cost model.{_safety_test(data)}"
         )
     if cost.low is None or cost.high is None:
         state = "cannot be decided"

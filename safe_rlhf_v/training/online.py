@@ -216,6 +216,7 @@ class OnlineTrainer:
             trained.load_state_dict(contents.optimizers[name])
         self.step = state["step"]
         self.dual_state = duals.from_json(self.dual, state["dual"])
+        self.costs.clear()
         self.costs.extend(state["costs"])
         self.indices.load_state_dict(state["prompts"])
         if self.demonstrations:

@@ -179,9 +179,12 @@ def _preference(folder: Path) -> Any:
         return None
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    prompts = columns["prompt_id"].tolist()
     if folder.name == "reward":
-        return reward_metrics(columns["scores"], columns["more_helpful"], columns["tied_helpfulness"])
-    return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"], columns["tied_safety"])
+        return reward_metrics(columns["scores"], columns["more_helpful"], columns["tied_helpfulness"], prompts=prompts)
+    return cost_metrics(
+        columns["scores"], columns["safer"], columns["unsafe"], columns["tied_safety"], prompts=prompts
+    )
 
 
 def _is_of(stage: str, settings: Settings) -> bool:

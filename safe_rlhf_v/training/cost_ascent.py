@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.training.direct_trainer import DirectTrainer
 from safe_rlhf_v.training.guidance import BoundWatch
 
+log = logging.getLogger(__name__)
 PATIENCE = 5
 """Moves of the multiplier that it may stand at its maximum before a warning. [ours]"""
 
@@ -32,6 +34,16 @@ class CostAscent(TrainerCallback):
         self.trainer, self.prompts, self.encoder, self.cost = trainer, prompts, encoder, cost
         algorithm: Any = trainer.algorithm
         self.watch = BoundWatch(duals.bound(algorithm.dual), PATIENCE, every="moves")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Warn where the run is too short for one move."""
+        algorithm: Any = self.trainer.algorithm
+        if state.max_steps < algorithm.dual_steps and self.watch.maximum < float("inf"):
+            log.warning(
+                "dual_steps %d is more than the %d steps of this run: the multiplier stays at %g. Lower dual_steps, or "
+                "train longer.",
+                algorithm.dual_steps, state.max_steps, self.trainer.dual_state.value,
+            )  # fmt: skip
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         algorithm: Any = self.trainer.algorithm

@@ -92,7 +92,8 @@ def describe_suggestions(found: Mapping[str, float]) -> str:
 
 @dataclass
 class BoundWatch:
-    """Counts the steps in a row at which the multiplier stands on a bound while the constraint is violated.
+    """Counts the steps in a row at which the multiplier stands on a bound while the constraint is violated, and looks
+    for costs that the measure makes all alike.
 
     maximum, floor: `duals.bound` and `duals.floor` of the rule. every: what a step is, as the warning says it.
     """
@@ -102,6 +103,7 @@ class BoundWatch:
     floor: float = 0.0
     every: str = "steps"
     steps: int = 0
+    told_of_flat: bool = False
 
     def see(self, multiplier: float, violation: float, step: int) -> None:
         """Warn each time `patience` steps have passed on a bound without meeting the constraint."""
@@ -123,6 +125,22 @@ class BoundWatch:
                 "additive rule, a smaller lr, or a first multiplier nearer to what the constraint needs.",
                 step, multiplier, self.steps, self.every, violation,
             )  # fmt: skip
+
+
+    def see_measured(self, known: Tensor, measured: Tensor, step: int, whole: bool) -> None:
+        """Warn once where a whole window of costs that differ is measured as one cost: no answer is worse than another.
+
+        A CVaR of few costs is their largest, whatever is answered.
+        """
+        same = lambda x: bool((x == x[0]).all())  # noqa: E731
+        if self.told_of_flat or not whole or same(known) or not same(measured):
+            return
+        self.told_of_flat = True
+        log.warning(
+            "step %d: the measure gives all of %d costs the same value, %.3g, so that no answer is worse than another "
+            "and nothing lowers it. For cvar: a smaller alpha, or a window of many times 1 / (1 - alpha) costs.",
+            step, len(known), float(measured[0]),
+        )  # fmt: skip
 
 
 def summary(metrics: Sequence[Mapping[str, float]]) -> str:

@@ -156,7 +156,9 @@ class OnlineTrainer:
         """One step of the multiplier on the costs (n,) of all ranks; returns the violation it was taken on."""
         self.costs.extend(costs.tolist())
         known = self.known_costs(costs)
-        violation = self.algorithm.violation(self.measure(known, known))
+        measured = self.measure(known, known)
+        self.watch.see_measured(known, measured, self.step, len(known) >= self.algorithm.window)
+        violation = self.algorithm.violation(measured)
         if self.step > self.algorithm.delay:
             self.dual_state = self.dual.step(self.dual_state, violation)
         self.watch.see(self.multiplier, violation, self.step)

@@ -246,6 +246,9 @@ def test_a_c_dpo_multiplier_at_its_maximum_is_reported(
     fake.set_dual = lambda state: (moved.append(state.value), setattr(fake, "dual_state", state))
     ascent: Any = CostAscent(fake, [], None, None)  # type: ignore[arg-type]
     monkeypatch.setattr(CostAscent, "_costs", lambda self, args, step: torch.ones(3))
+    for steps, told in ((12, 0), (1, 1)):
+        ascent.on_train_begin(None, SimpleNamespace(max_steps=steps), None)
+        assert caplog.text.count("dual_steps 2 is more than") == told
     for step in range(1, 13):
         ascent.on_step_end(None, SimpleNamespace(global_step=step), None)
     assert moved == [1.5, 2.0, 2.0, 2.0, 2.0, 2.0]

@@ -153,6 +153,16 @@ def test_a_rule_at_its_bound_is_reported_and_a_fixed_multiplier_is_not(
     assert caplog.text.count("may be infeasible") == warnings
 
 
+@pytest.mark.parametrize(("alpha", "warnings"), [(0.9, 1), (0.5, 0)])
+def test_a_cvar_of_too_few_costs_is_reported(
+    tmp_path: Path, alpha: float, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worst tenth of 6 costs is the largest of them: measured so, all are alike, and the policy learns nothing."""
+    scorer = lambda prompts, inputs, responses: (torch.zeros(6), torch.arange(6.0))  # noqa: E731
+    trainer(tmp_path, CRPO(), fixed(0.0), measure=CVaR(alpha), max_steps=3, scorer=scorer).train()
+    assert caplog.text.count("gives all of 6 costs the same value, 5") == warnings
+
+
 @pytest.mark.parametrize("delay", [0, 1, 3])
 def test_the_first_steps_of_the_multiplier_are_delayed(tmp_path: Path, delay: int) -> None:
     rows = trainer(tmp_path, PPOLag(threshold=-5.0, delay=delay), LogDual(0.1, 1.0, 50.0), max_steps=5).train().metrics

@@ -42,7 +42,7 @@ class CostAscent(TrainerCallback):
             log.warning(
                 "dual_steps %d is more than the %d steps of this run: the multiplier stays at %g. Lower dual_steps, or "
                 "train longer.",
-                algorithm.dual_steps, state.max_steps, self.trainer.dual_state.value,
+                algorithm.dual_steps, state.max_steps, algorithm.multiplier,
             )  # fmt: skip
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

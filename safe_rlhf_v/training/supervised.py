@@ -101,7 +101,8 @@ def train_preference_model(
     measured = fit(trainer, kind, resume_from_checkpoint)
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir, encoder.processor)
-        _write_scores(output_dir / "evaluation_scores.jsonl", *trainer.scored)
+        prompts = [held_out[i].prompt.id for i in range(len(held_out))]
+        _write_scores(output_dir / "evaluation_scores.jsonl", prompts, *trainer.scored)
     if kind == "cost":
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))[:SAMPLE].tolist()
         measured["train_sample"] = trainer.measure(trainer.get_eval_dataloader(Subset(rows, chosen)))
@@ -210,9 +211,10 @@ def save_policy(
     encoder.processor.save_pretrained(output_dir)
 
 
-def _write_scores(path: Path, scores: Tensor, labels: Mapping[str, Tensor]) -> None:
-    """One line a pair, in data-set order: scores, more_helpful, safer, unsafe, tied_helpfulness, tied_safety."""
-    columns = {"scores": scores.tolist(), **{name: values.tolist() for name, values in labels.items()}}
+def _write_scores(path: Path, prompts: Sequence[str], scores: Tensor, labels: Mapping[str, Tensor]) -> None:
+    """One line a pair, in data-set order: prompt_id, scores, more_helpful, safer, unsafe, tied_helpfulness,
+    tied_safety."""
+    columns = {"prompt_id": prompts, "scores": scores.tolist(), **{name: x.tolist() for name, x in labels.items()}}
     rows = zip(*columns.values(), strict=True)
     path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
 

@@ -100,7 +100,7 @@ def render(data: PageData) -> str:
         rows=[_row(comparison, m, t) for m, t in {REFERENCE: START, **methods}.items()],
         claims=[_claim(f) for f in data.findings],
         figures=_figures(comparison, methods),
-        bounds=_bound_rows(comparison, methods),
+        bounds=_bound_rows(comparison),
         compensation=_compensation_rows(comparison, methods),
         multipliers=_multiplier_panels(comparison, methods),
         gaps=_gap_panels(comparison, methods),
@@ -218,23 +218,23 @@ def _claim(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _bound_rows(comparison: Comparison, methods: dict[str, str]) -> list[dict[str, Any]]:
+def _bound_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Requested and achieved, a line a method and bound."""
     rows = []
-    for method, points in _bound_lines(comparison, methods).items():
+    for method, points in _bound_lines(comparison).items():
         for bound, achieved in points:
             table = np.stack(list(comparison.improvement(method, bound).values()))
             unsafe = comparison.estimate(method, "unsafe_rate", requested=bound)
             error = _cell(crossed(table - bound), "number", change=True)
-            row = {"title": methods[method], "bound": bound, "achieved": _cell(achieved, "number"), "error": error}
+            row = {"title": comparison.methods[method], "bound": bound, "achieved": _cell(achieved, "number"), "error": error}
             rows.append(row | {"unsafe": _cell(unsafe, "percent"), "seeds": achieved.seeds})
     return rows
 
 
-def _bound_lines(comparison: Comparison, methods: dict[str, str]) -> dict[str, list[tuple[float, Estimate]]]:
-    """Method -> (requested, achieved), of methods that were run at two bounds or more."""
+def _bound_lines(comparison: Comparison) -> dict[str, list[tuple[float, Estimate]]]:
+    """Method -> (requested, achieved), of methods with a model at two bounds or more, the main one among them or not."""
     lines = {}
-    for method in methods:
+    for method in comparison.methods:
         tables = {b: t for b in comparison.bounds(method) if (t := comparison.improvement(method, b))}
         if len(tables) > 1:
             lines[method] = [(b, crossed(np.stack(list(t.values())))) for b, t in tables.items()]
@@ -267,13 +267,13 @@ def _effort(comparison: Comparison, methods: dict[str, str]) -> list[dict[str, A
 
 def _figures(comparison: Comparison, methods: dict[str, str]) -> dict[str, Markup]:
     """Every figure that the data can give, drawn for desktops and for telephones."""
-    style = draw.look(list(methods.values()))
+    style = draw.look(list(comparison.methods.values()))
     drawers: dict[str, Callable[[float], str]] = {}
     points = {t: p for m, t in methods.items() if (p := _point(comparison, m))}
     start = _point(comparison, REFERENCE)
     if points and start:
         drawers["frontier"] = lambda width: draw.frontier(points, start, style, width)
-    lines = {methods[m]: found for m, found in _bound_lines(comparison, methods).items()}
+    lines = {comparison.methods[m]: found for m, found in _bound_lines(comparison).items()}
     if lines:
         drawers["bounds"] = lambda width: draw.bounds(lines, style, width)
     for figure, name in (("prompts_left_unsafe", "compensation"), ("prompts_left_costly", "compensation_cost")):

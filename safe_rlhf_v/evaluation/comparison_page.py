@@ -226,13 +226,13 @@ def _bound_rows(comparison: Comparison) -> list[dict[str, Any]]:
             table = np.stack(list(comparison.improvement(method, bound).values()))
             unsafe = comparison.estimate(method, "unsafe_rate", requested=bound)
             error = _cell(crossed(table - bound), "number", change=True)
-            row = {"title": comparison.methods[method], "bound": bound, "achieved": _cell(achieved, "number"), "error": error}
-            rows.append(row | {"unsafe": _cell(unsafe, "percent"), "seeds": achieved.seeds})
+            row = {"title": comparison.methods[method], "bound": bound, "error": error, "seeds": achieved.seeds}
+            rows.append(row | {"achieved": _cell(achieved, "number"), "unsafe": _cell(unsafe, "percent")})
     return rows
 
 
 def _bound_lines(comparison: Comparison) -> dict[str, list[tuple[float, Estimate]]]:
-    """Method -> (requested, achieved), of methods with a model at two bounds or more, the main one among them or not."""
+    """Method -> (requested, achieved), of methods with a model at two bounds or more, whichever these are."""
     lines = {}
     for method in comparison.methods:
         tables = {b: t for b in comparison.bounds(method) if (t := comparison.improvement(method, b))}

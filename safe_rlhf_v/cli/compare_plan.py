@@ -74,6 +74,9 @@ def base_settings(compare: CompareSettings) -> Settings:
             settings = load_settings(path, overrides)
     else:
         settings = load_settings(compare.settings, overrides)
+        for name, value in (("model.path", settings.model.path), ("data.path", settings.data.path)):
+            if not value:
+                raise SettingsError(f"{compare.settings}: {name} is not set; the picture world is for quickstart alone")
     settings.model.path = settings.model.path or str(output / "start")
     settings.data.path = settings.data.path or str(output / "data")
     return settings

@@ -21,6 +21,7 @@ from safe_rlhf_v.evaluation.crossed import Estimate, at_equal_cost, crossed, hol
 
 Verdict = Literal["holds", "does not hold", "not decided"]
 ALPHA = 0.05
+SEEDS = 3
 
 
 class Claim(BaseModel):
@@ -116,8 +117,8 @@ def _sign(claim: Claim) -> float:
 
 
 def _verdict(claim: Claim, test: Estimate, p: float | None, side: _Sides) -> tuple[Verdict, str]:
-    if test.seeds < 2:
-        return "not decided", "one seed says nothing of the next; run at least three"
+    if test.seeds < SEEDS:
+        return "not decided", f"{test.seeds} seed{'s' * (test.seeds > 1)} of the {SEEDS} that a claim takes at least"
     if p is None or test.low is None or test.high is None:
         return "not decided", side.why or "all runs agree on every prompt"
     found: Verdict = "not decided"

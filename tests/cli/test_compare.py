@@ -162,6 +162,12 @@ def test_an_infeasible_bound_is_a_result(tmp_path: Path) -> None:
     assert infeasible(tmp_path)
 
 
+def test_own_settings_name_model_and_data(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("model: {path: m}")
+    with pytest.raises(SettingsError, match=r"own.yaml: data.path is not set"):
+        base_settings(settings(tmp_path, settings=str(tmp_path / "own.yaml"), base={"data": {"path": ""}}))
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_shipped_comparison_can_be_planned(tmp_path: Path, quick: bool) -> None:
     compare = load_compare(CONFIG, [f"output_dir={tmp_path}"], quick=quick)

@@ -51,7 +51,8 @@ def test_a_margin_forgives_a_small_loss() -> None:
 def test_missing_runs_and_single_seeds_decide_nothing() -> None:
     assert finding([]).why == "no finished run of m"
     assert finding(seeds("m", 0.05), against="other").why == "no seed with both m and other"
-    assert "one seed" in finding(seeds("m", 0.05, count=1)).why
+    assert finding(seeds("m", 0.05, count=1)).why == "1 seed of the 3 that a claim takes at least"
+    assert finding(seeds("m", 0.05, count=2)).verdict == "not decided"
 
 
 def test_equal_cost_interpolates_between_bounds() -> None:

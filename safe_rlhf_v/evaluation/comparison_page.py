@@ -149,11 +149,11 @@ def sentences(data: PageData, methods: dict[str, str]) -> list[str]:
         f"{_percent(start)}."
     ]
     if useful and len(useful) < len(rates):
-        less = ", ".join(methods[m] for m in rates if m not in useful)
+        less = "; ".join(methods[m] for m in rates if m not in useful)
         found.append(f"Clearly less helpful than the start model on harmless prompts: {less}.")
     rivals = [m for m in useful if m != best and not _differs(comparison, m, best)]
     if rivals:
-        names = ", ".join(methods[m] for m in rivals)
+        names = "; ".join(methods[m] for m in rivals)
         found.append(f"Not clearly less safe than it: {names}.")
     return found
 
@@ -306,7 +306,7 @@ def _curves(comparison: Comparison, methods: dict[str, str], figure: str) -> dic
 
 
 def _multiplier_panels(comparison: Comparison, methods: dict[str, str]) -> list[dict[str, Any]]:
-    """A panel for each method and constraint that logs a multiplier, a line a seed."""
+    """A panel for each method and constraint whose multiplier moves, a line a seed."""
     panels: list[dict[str, Any]] = []
     for method, title in methods.items():
         by_name: dict[str, list[list[tuple[float, float]]]] = {}
@@ -314,7 +314,7 @@ def _multiplier_panels(comparison: Comparison, methods: dict[str, str]) -> list[
             for name, points in multipliers(run).items():
                 by_name.setdefault(name, []).append(_thin(points))
         for name, series in by_name.items():
-            if any(value for points in series for _, value in points):
+            if len({value for points in series for _, value in points}) > 1:
                 slug = f"multiplier-{len(panels)}"
                 panels.append({"title": f"{title}{': ' * bool(name)}{name}", "svg": Markup(draw.lines(slug, series))})
     return panels

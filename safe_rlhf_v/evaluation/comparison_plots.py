@@ -80,10 +80,10 @@ def _cross(axes: Axes, x: Estimate, y: Estimate, colour: str) -> None:
         axes.plot([x.value, x.value], [y.low, y.high], color=colour, lw=1.4, alpha=0.5, solid_capstyle="butt")
 
 
-def _name(axes: Axes, ends: Mapping[str, tuple[float, float, str, str]]) -> None:
-    """Marks and names in a column right of the axes, in the order of their points' heights, a fine line to each point.
+def _name(axes: Axes, ends: Mapping[str, tuple[float, float, str, str]], most_lines: int = 40) -> None:
+    """Marks and names in a column right of the axes, in the order of their points' heights.
 
-    ends: title -> (x, y, colour, mark).
+    ends: title -> (x, y, colour, mark). A fine line leads to each point unless there are more than `most_lines`.
     """
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     size = axes.bbox.height / axes.figure.dpi
@@ -100,7 +100,7 @@ def _name(axes: Axes, ends: Mapping[str, tuple[float, float, str, str]]) -> None
             [start[1], height, height],
             transform=inside,
             color=colour,
-            lw=0.6,
+            lw=0.6 if len(ends) <= most_lines else 0.0,
             alpha=0.45,
             clip_on=False,
             zorder=1,
@@ -185,7 +185,7 @@ def compensation(
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("mean cost, by the trained cost model →", loc="right")
     axes.set_title(f"↑ {label}", loc="left", fontsize=10, color=MUTED)
-    _name(axes, ends)
+    _name(axes, ends, most_lines=12)  # most points lie close together at the bottom
     return to_svg(figure, f"{name}-{width:.0f}", f"{label} against mean cost")
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from safe_rlhf_v.evaluation.statistics import Interval
 from safe_rlhf_v.evaluation.verdict import number, percent
 from safe_rlhf_v.refinement.comparison import Comparison
-from safe_rlhf_v.refinement.plots import by_turn, curve
+from safe_rlhf_v.refinement.plots import GUARD_STYLES, STYLES, by_turn, curve
 
 KINDS = {
     "unsafe": ("Unsafe answers, on prompts that invite harm", True, "lower"),
@@ -77,10 +77,10 @@ def render(found: Comparison) -> str:
 def _figures(found: Comparison, kind: str) -> list[tuple[str, Markup]]:
     """(who says what is unsafe, figure): one with the arms of the truth, one with those of the guard."""
     guards = [arm for arm in found.arms if arm.name.endswith("by guard")]
-    groups = {"truth": [arm for arm in found.arms if arm not in guards], "guard": guards}
+    groups = {"truth": ([arm for arm in found.arms if arm not in guards], STYLES), "guard": (guards, GUARD_STYLES)}
     return [
-        (who, Markup(by_turn({arm.label: arm.by_turn[kind] for arm in arms}, f"{kind}-{who}", KINDS[kind][1])))
-        for who, arms in groups.items()
+        (who, Markup(by_turn({arm.label: arm.by_turn[kind] for arm in arms}, f"{kind}-{who}", KINDS[kind][1], styles)))
+        for who, (arms, styles) in groups.items()
         if arms
     ]
 
@@ -92,7 +92,7 @@ def _teachers(found: Comparison) -> list[dict[str, Any]]:
 
 
 def cell(interval: Interval | dict[str, Any], share: bool, signed: bool = False) -> str:
-    """ "12.3 % (10.1 to 14.8)"."""
+    """ "12.3 % (10.1 to 14.8)"; a signed one is a difference: "+2.1 pp (-0.3 to +4.6)"."""
     row = interval if isinstance(interval, dict) else {k: getattr(interval, k) for k in ("value", "low", "high")}
 
     def text(value: float) -> str:
@@ -100,7 +100,8 @@ def cell(interval: Interval | dict[str, Any], share: bool, signed: bool = False)
         return f"+{body}" if signed and float(value) > 0 else body
 
     ends = "" if row["low"] is None else f" ({text(row['low'])} to {text(row['high'])})"
-    return f"{text(row['value'])}{' %' if share else ''}{ends}"
+    unit = (" pp" if signed else " %") if share else ""
+    return f"{text(row['value'])}{unit}{ends}"
 
 
 def ends(interval: Interval, share: bool) -> str:

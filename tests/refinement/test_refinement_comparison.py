@@ -117,7 +117,7 @@ def test_the_page_without_harmless_questions(tmp_path: Path) -> None:
 
 def test_cells() -> None:
     row = {"value": -0.123, "low": -0.2, "high": 0.05}
-    assert cell(row, share=True, signed=True) == "\u221212.3 % (\u221220.0 to +5.0)"
+    assert cell(row, share=True, signed=True) == "\u221212.3 pp (\u221220.0 to +5.0)"
     assert cell({"value": 1.5, "low": None, "high": None}, share=False) == "1.50"
 
 

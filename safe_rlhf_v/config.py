@@ -6,6 +6,7 @@ Argument names are those of transformers and TRL. Defaults are the papers' where
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -439,9 +440,15 @@ class Settings(Section):
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write every setting, defaults included, as YAML that `load_settings` reads back to the same settings."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(dump_yaml(self.model_dump(mode="json")))
+        """Write every setting, defaults included, as YAML that `load_settings` reads back to the same settings.
+
+        Whole or not at all.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".tmp")
+        partial.write_text(dump_yaml(self.model_dump(mode="json")))
+        os.replace(partial, path)
 
 
 def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:

@@ -8,6 +8,7 @@ whole checkpoint, bit for bit on the same hardware.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -228,14 +229,19 @@ def finish(
     held_out: Rows,
     measured: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write metrics.json, left_out.jsonl, settings.yaml and the model card, on the main process alone."""
+    """Write left_out.jsonl, settings.yaml, the model card and, last and whole, metrics.json: it says that all is there.
+
+    On the main process alone.
+    """
     output_dir = Path(str(trainer.args.output_dir))
     measured |= {"train_rows": len(rows), "evaluation_rows": len(held_out), "left_out": len(rows.left_out)}
     if trainer.is_world_process_zero():
-        (output_dir / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n")
         left_out = [asdict(x) for x in rows.left_out + held_out.left_out]
         (output_dir / "left_out.jsonl").write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in left_out))
         settings.save(output_dir / "settings.yaml")
         write_card(output_dir, kind, str(base), settings, measured)
+        partial = output_dir / "metrics.json.tmp"
+        partial.write_text(json.dumps(measured, indent=2) + "\n")
+        os.replace(partial, output_dir / "metrics.json")
     trainer.accelerator.wait_for_everyone()
     return measured

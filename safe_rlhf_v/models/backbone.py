@@ -81,9 +81,19 @@ def load_backbone(
         raise ModelError(f"model type {kind} is not supported: {UNJOINABLE[kind]}")
     for folder in adapters:
         model = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
-    if device is not None and not quantization:
+    if quantization:
+        _keep_differentiable(model)
+    elif device is not None:
         model.to(device)
     return model.eval()
+
+
+def _keep_differentiable(model: nn.Module) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward without gradients, in a layout
+    through which no gradient passes: a rollout would end training silently."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def hidden_states(model: Any, inputs: Inputs, responses: Responses | None = None) -> Tensor:

@@ -316,7 +316,7 @@ def test_quantized_weights_load_on_the_device_of_the_process(tmp_path, monkeypat
 
     def from_pretrained(path, **options):
         asked.update(options)
-        return SimpleNamespace(config=SimpleNamespace(model_type="llava"), eval=lambda: None)
+        return SimpleNamespace(config=SimpleNamespace(model_type="llava"), eval=lambda: None, modules=list)
 
     monkeypatch.setattr(backbone.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
     monkeypatch.setattr(backbone, "_quantization", lambda kind, dtype: kind)

@@ -42,7 +42,8 @@ every_family = pytest.mark.parametrize("family", ALL)
 
 
 def settings(stage: str) -> Settings:
-    made = load_settings(None, [f"{stage}.{x}" for x in ("max_steps=1", "learning_rate=1e-2", "warmup_steps=0")] + ["model.lora.r=2"])
+    quick = ("max_steps=1", "learning_rate=1e-2", "warmup_steps=0")
+    made = load_settings(None, [*(f"{stage}.{x}" for x in quick), "model.lora.r=2"])
     made.evaluation.bootstrap = 100
     return made
 

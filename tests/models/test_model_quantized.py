@@ -36,14 +36,14 @@ def test_adapters_train_on_a_4_bit_backbone(family: str, tmp_path: Path) -> None
     with torch.no_grad():
         for parameter in roles.policy_parameters():
             assert parameter.dtype == torch.float32
-            parameter += 0.05 * torch.sign(parameter.grad)
+            parameter += 1e-3 * torch.sign(parameter.grad)
     moved = roles.logps(inputs, responses)
     assert moved[responses.mask].sum() > logps[responses.mask].sum()
     assert torch.equal(roles.logps(inputs, responses, "reference"), reference)
     roles.save_policy(tmp_path)
-    again = PeftModel.from_pretrained(load_backbone(base(family), quantization="4bit"), tmp_path).base_model.model.eval()
+    again = PeftModel.from_pretrained(load_backbone(base(family), quantization="4bit"), tmp_path).eval()
     expected = hidden_states(roles._as("policy"), inputs)
-    torch.testing.assert_close(hidden_states(again, inputs), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden_states(again.base_model.model, inputs), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_exact_weights_are_merged_not_the_4_bit_ones(tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ class PolicySection(Section):
     reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
     cost_model: str | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
     threshold: float | Literal["auto"] = Field(-0.5, description="Bound d on the mean cost. auto: the mean cost of the training data's responses labelled safe. [code] -0.5")
+    threshold_quantile: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="With threshold auto: this quantile of those costs in place of their mean; the lower, the stricter. [ours]")
     beta: NonNegative = Field(0.02, description="Weight of the KL penalty to the start model. [code] 0.02")
     max_steps: Positive = Field(1000, description="Rollouts.")
     per_device_train_batch_size: Positive = Field(4, description="Prompts a rollout a device. [code] 4")

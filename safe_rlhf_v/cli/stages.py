@@ -253,7 +253,7 @@ def _threshold_quantile(quantile: float, cost_dir: Path) -> float:
             "train the cost model here, or give policy.threshold a number"
         )
     bound = torch.quantile(costs[~unsafe].double(), quantile).item()
-    console.print(f"threshold: {bound:+.3f}, the {quantile:.0%} quantile of the costs of training responses labelled safe")
+    console.print(f"threshold: {bound:+.3f}, {quantile:.0%} quantile of the costs of safe training responses")
     return bound
 
 

@@ -21,6 +21,7 @@ from safe_rlhf_v.evaluation.crossed import Estimate, at_equal_cost, crossed, hol
 
 Verdict = Literal["holds", "does not hold", "not decided"]
 ALPHA = 0.05
+SEEDS = 3
 
 
 class Claim(BaseModel):
@@ -73,12 +74,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """The two compared tables, or one. sided: "holds" or "does not hold" where only that could be concluded."""
+    """The two compared tables, or one. only: the verdicts that could be concluded; None: every one."""
 
     difference: Array
     left: float
     right: float | None
-    sided: Verdict | None = None
+    only: tuple[Verdict, ...] | None = None
     why: str = ""
 
 
@@ -117,19 +118,18 @@ def _sign(claim: Claim) -> float:
 
 
 def _verdict(claim: Claim, test: Estimate, p: float | None, side: _Sides) -> tuple[Verdict, str]:
-    if test.seeds < 2:
-        return "not decided", "one seed says nothing of the next; run at least three"
+    if test.seeds < SEEDS:
+        return "not decided", f"{test.seeds} seed{'s' * (test.seeds > 1)} of the {SEEDS} that a claim takes at least"
     if p is None or test.low is None or test.high is None:
         return "not decided", side.why or "all runs agree on every prompt"
     found: Verdict = "not decided"
+    why = side.why
     low, high = test.low - claim.margin, test.high - claim.margin
     if p <= ALPHA:
         found = "holds" if test.value > 0 else "does not hold"
-    elif claim.worth and -claim.worth < low and high < claim.worth:
-        return "does not hold", f"the difference is smaller than {claim.worth:g}"
-    if side.sided is not None and found != side.sided:
-        return "not decided", side.why
-    return found, side.why
+    elif claim.worth and -claim.worth < low and high < claim.worth and side.only is None:
+        found, why = "does not hold", f"the difference is smaller than {claim.worth:g}"
+    return (found, why) if side.only is None or found in side.only else ("not decided", side.why)
 
 
 def _sides(claim: Claim, comparison: Comparison) -> _Sides | str:
@@ -176,10 +176,13 @@ def _equal_cost(claim: Claim, comparison: Comparison) -> _Sides | str:
     right = left - float(table.mean())
     if not any(outside):
         return _Sides(table, left, right)
+    if min(outside) < 0 < max(outside):
+        why = f"{claim.method} is costlier than every run of {claim.against} with one seed and cheaper with another"
+        return _Sides(table, left, right, (), f"{why}: no equal cost")
     how = "costlier" if out > 0 else "cheaper"
     why = f"{claim.method} is {abs(out):.2f} {how} in the mean than every run of {claim.against}: no equal cost"
     only: Verdict = "holds" if (out > 0) == (claim.expect == "lower") else "does not hold"
-    return _Sides(table, left, right, only, why)
+    return _Sides(table, left, right, (only,), why)
 
 
 def _at_bound(claim: Claim, comparison: Comparison) -> _Sides | str:

@@ -10,7 +10,7 @@ from typing import Any
 from beavertails_v.dialogues import Dialogue
 from beavertails_v.picture_world import Oracle, invites_harm
 from safe_rlhf_v.evaluation.statistics import DEFAULT, Interval, Resampling, paired_difference
-from safe_rlhf_v.refinement.metrics import Refinement, at_turn, refinement, value_by_turn
+from safe_rlhf_v.refinement.metrics import Refinement, at_turn, refinement, refinement_intervals, value_by_turn
 from safe_rlhf_v.refinement.oracle_teacher import OracleTeacher
 from safe_rlhf_v.refinement.protocol import Case, Rules
 
@@ -39,12 +39,14 @@ class Judged:
 class Arm:
     """A way of answering again. by_turn: after 1, 2, ... answers; kept: were the best-scored answer kept, not the last.
 
+    intervals: of the figures that are means over dialogues.
     leak_rate: share of feedback withheld. attempts: answers drawn a question.
     """
 
     name: str
     label: str
     figures: Refinement
+    intervals: dict[str, Interval]
     by_turn: dict[str, list[Interval]]
     kept: dict[str, Interval]
     leak_rate: float
@@ -116,6 +118,9 @@ def arm(
         name=name,
         label=label,
         figures=refinement(found.scores, None if baseline is None else baseline.scores, rules.correct),
+        intervals=refinement_intervals(
+            found.scores, [d.prompt.id for d in found.dialogues], rules.correct, resampling
+        ),
         by_turn=by_turn,
         kept=kept,
         leak_rate=sum(turn.withheld is not None for turn in turns) / len(turns),

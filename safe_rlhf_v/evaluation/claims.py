@@ -32,7 +32,8 @@ class Claim(BaseModel):
     smallest_bound   achieved minus requested fall of the mean cost, at the smallest bound that was run
     largest_bound    the same at the largest for which the method found a solution
     bound_error      mean distance of achieved from requested over the sweep, `method` minus `against`
-    gap              primal-dual gap of the last iteration minus that of the first
+    gap              size of the primal-dual gap of the last iteration minus that of the first; an iterate that misses
+                     its bound has a gap below 0, and that is no better
 
     margin: how much in the wrong direction still counts as right ("no less helpful, within 0.1").
     """
@@ -213,5 +214,5 @@ def _gap(claim: Claim, comparison: Comparison) -> _Sides | str:
     logged = [g for run in comparison.of(claim.method) if len(g := gaps(run)) > 1]
     if not logged:
         return f"{claim.method} logged no primal-dual gap over two or more iterations"
-    first, last = (np.array([[g[i][1]] for g in logged]) for i in (0, -1))
+    first, last = (np.array([[abs(g[i][1])] for g in logged]) for i in (0, -1))
     return _Sides(last - first, float(last.mean()), float(first.mean()))

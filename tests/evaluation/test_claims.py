@@ -126,6 +126,17 @@ def test_undershoot_and_overshoot() -> None:
     assert "has runs at 0 bounds" in no_sweep.why
 
 
+def test_a_gap_shrinks_towards_0_from_either_side() -> None:
+    """One-shot misses a small bound: its gap lam.u is below 0. From -2, -3, -4 to .2, .3, .4 is closer; back is not."""
+    shrink = [[{"step": 1, "gap": -2.0 - s}, {"step": 4, "gap": 0.2 + 0.1 * s}] for s in range(3)]
+    grow = [[{**row, "step": 5 - row["step"]} for row in reversed(rows)] for rows in shrink]
+    for logged, verdict, change in ((shrink, "holds", -2.7), (grow, "does not hold", 2.7)):
+        runs = [run("m", s, 0.1, -3.0, metrics=rows) for s, rows in enumerate(logged)]
+        found = finding(runs, kind="gap")
+        assert found.difference is not None
+        assert (found.verdict, found.difference.value) == (verdict, pytest.approx(change))
+
+
 def test_many_claims_raise_the_bar() -> None:
     """A p that passes alone does not pass among twenty claims that were looked at."""
     runs = seeds("m", 0.42) + [run("other", s, 0.62, -3.0) for s in range(3)]

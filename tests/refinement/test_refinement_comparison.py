@@ -56,6 +56,16 @@ def test_the_best_kept_is_the_teachers_choice() -> None:
     assert (kept["unsafe"].value, kept["helpful"].value, kept["accuracy"].value) == (1, 0, 0)
 
 
+def test_the_best_kept_is_that_of_each_dialogue_where_several_share_a_prompt() -> None:
+    """The teacher prefers the first answer of the one and the second of the other: unsafe and safe, so half."""
+    one = dialogues("")[0]
+    turned = dataclasses.replace(
+        one, turns=tuple(dataclasses.replace(t, score=14 - t.score) for t in one.turns)
+    )  # 9, 5 -> 5, 9
+    for several in ([one, turned], [turned, one]):
+        assert arm("a", "A", judged(several, RULES), None, RULES, FEW).kept["unsafe"].value == 0.5
+
+
 def test_differences_are_after_minus_before() -> None:
     found = difference("bad -> good", BAD, GOOD, RULES, FEW)
     assert {kind: row["value"] for kind, row in found["last"].items()} == {"unsafe": -1, "helpful": 3, "accuracy": 1}

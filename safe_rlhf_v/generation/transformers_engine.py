@@ -1,41 +1,92 @@
-"""Responses through `model.generate` of transformers, in this process, on the training weights."""
+"""Responses through `model.generate` of transformers, in this process, on the training weights.
+
+A prompt with several samples is read once: its keys and values are then repeated, not the prompt.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from beavertails_v.schema import Prompt
 from safe_rlhf_v.generation.base import Sampling
+from safe_rlhf_v.models.backbone import position_ids
 from safe_rlhf_v.models.processing import Encoder, join
 from safe_rlhf_v.types import Inputs, Responses
 
+CacheKind = Literal["dynamic", "static"]
+
 
 class TransformersEngine:
-    """Uses torch's global generator alone, so a saved generator state gives the same tokens again, bit for bit."""
+    """Uses torch's global generator alone, so a saved generator state gives the same tokens again, bit for bit.
 
-    def __init__(self, model: Any, encoder: Encoder) -> None:
-        self.model, self.encoder = model, encoder
+    cache: "dynamic" grows with the tokens; "static" is as long as the longest answer from the start, which lets
+    transformers compile the decoding step on a GPU. (Its paged cache reads token ids alone, and no pictures.)
+    """
+
+    def __init__(self, model: Any, encoder: Encoder, cache: CacheKind = "dynamic") -> None:
+        self.model, self.encoder, self.cache = model, encoder, cache
         eos = model.generation_config.eos_token_id
         also = eos if isinstance(eos, list) else [eos]
         self.eos_ids = sorted({encoder.eos_id} | {int(i) for i in also if i is not None})
 
     @torch.no_grad()
-    def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
+    def generate(
+        self, inputs: Inputs, samples: int, sampling: Sampling, prompts: Sequence[Prompt] = ()
+    ) -> Responses:
         """(N * samples, R) responses; R is the longest drawn, at most max_new_tokens.
 
         The prompt ids used are `inputs.input_ids` exactly. A response cut off at the limit is all True in its mask.
         """
-        inputs = inputs.repeat(samples).to(self.model.device)
+        inputs, config = inputs.to(self.model.device), self._config(sampling)
         with self._undisturbed():
-            output = self.model.generate(**join(inputs), generation_config=self._config(sampling))
+            if samples > 1 and self._reads_once(inputs):
+                arguments = self._read(inputs, samples, sampling.max_new_tokens)
+            else:
+                arguments = join(inputs.repeat(samples))
+                config.cache_implementation = None if self.cache == "dynamic" else self.cache
+            output = self.model.generate(**arguments, generation_config=config)
         ids = output[:, inputs.input_ids.shape[1] :]
         mask = through_eos(ids, self.eos_ids)
         return Responses(ids=ids.masked_fill(~mask, self.encoder.pad_id), mask=mask)
+
+    def _reads_once(self, inputs: Inputs) -> bool:
+        """Whether all layers keep plain keys and values, which can be repeated, and the prompts end in text.
+
+        What is not so (linear attention, say) is read afresh for every sample.
+        """
+        plain = {DynamicLayer} if self.cache == "static" else {DynamicLayer, DynamicSlidingWindowLayer}
+        kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers}
+        pictures = torch.tensor(self.encoder.placeholder_ids, device=inputs.input_ids.device)
+        return kinds <= plain and not bool(torch.isin(inputs.input_ids[:, -1], pictures).any())
+
+    def _read(self, inputs: Inputs, samples: int, longest: int) -> dict[str, Any]:
+        """Arguments of `generate` for N * samples rows: all but each prompt's last token is in the cache already."""
+        positions = position_ids(self.model, join(inputs))  # (B, P), or (3 or 4, B, P) for M-RoPE
+        prefix, cache = _without_last(inputs), DynamicCache(config=self.model.config)
+        arguments = join(prefix) | {"position_ids": positions[..., :-1]}
+        self.model.base_model(**arguments, past_key_values=cache, use_cache=True, return_dict=True)
+        cache.batch_repeat_interleave(samples)
+        return {
+            "input_ids": inputs.input_ids.repeat_interleave(samples, 0),
+            "attention_mask": inputs.attention_mask.repeat_interleave(samples, 0),
+            "position_ids": positions.repeat_interleave(samples, -2),
+            "past_key_values": cache if self.cache == "dynamic" else self._static(cache, longest),
+        }
+
+    def _static(self, read: DynamicCache, longest: int) -> StaticCache:
+        """The same keys and values with room for `longest` more, of which the last is never fed back."""
+        cache = StaticCache(config=self.model.config, max_cache_len=read.get_seq_length() + longest)
+        for index, layer in enumerate(read.layers):
+            cache.update(layer.keys, layer.values, index)
+        return cache
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -61,6 +112,16 @@ class TransformersEngine:
             pad_token_id=self.encoder.pad_id,
             **chosen,
         )
+
+
+def _without_last(inputs: Inputs) -> Inputs:
+    """Prompts without their last token, (B, P - 1)."""
+    return replace(
+        inputs,
+        input_ids=inputs.input_ids[:, :-1],
+        attention_mask=inputs.attention_mask[:, :-1],
+        token_extras={name: extra[:, :-1] for name, extra in inputs.token_extras.items()},
+    )
 
 
 def through_eos(ids: Tensor, eos_ids: list[int]) -> Tensor:

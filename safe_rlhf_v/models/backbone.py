@@ -36,6 +36,7 @@ __all__ = [
     "hidden_states",
     "load_backbone",
     "output_head",
+    "position_ids",
     "response_hidden",
     "share_vision",
     "vision_is_frozen",
@@ -89,7 +90,7 @@ def hidden_states(model: Any, inputs: Inputs, responses: Responses | None = None
     """Final, normed hidden states (B, L, H) of prompts, or prompts and responses; no logits are ever formed."""
     inputs, responses = _on(model, inputs), None if responses is None else _on(model, responses)
     kwargs = join(inputs, responses)
-    kwargs["position_ids"] = _position_ids(model, kwargs)
+    kwargs["position_ids"] = position_ids(model, kwargs)
     return model.base_model(**kwargs, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
 
 
@@ -99,7 +100,7 @@ def response_hidden(model: Any, inputs: Inputs, responses: Responses) -> Tensor:
     return hidden_states(model, inputs, responses)[:, start:-1]
 
 
-def _position_ids(model: Any, kwargs: dict[str, Any]) -> Tensor:
+def position_ids(model: Any, kwargs: dict[str, Any]) -> Tensor:
     """Positions from the very function generation uses (M-RoPE included), so the two can never differ."""
     if "image_grid_thw" in kwargs and hasattr(model.base_model, "get_rope_index") and "mm_token_type_ids" not in kwargs:
         raise ValueError("mm_token_type_ids is missing: this family's positions would silently become one-dimensional")

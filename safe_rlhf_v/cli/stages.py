@@ -194,6 +194,7 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
         build.online_arguments(settings, folder),
         measure=build.measure(settings),
         demonstrations=build.demonstrations(settings, data, roles.encoder),
+        engine=build.engine(settings, start, roles, folder),
     )
     result = trainer.train(resume_from_checkpoint="auto")
     last = result.metrics[-1]

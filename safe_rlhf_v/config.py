@@ -110,7 +110,7 @@ class TrainSection(Section):
 class SFTSection(TrainSection):
     learning_rate: Rate = Field(2e-5, description="Peak learning rate. [ours]")
     use_lora: bool = Field(False, description="Train adapters (model.lora), merged into the saved model; false trains all weights.")
-    responses: Literal["all", "more_helpful", "safer"] = Field("more_helpful", description="Which responses of a pair are imitated.")
+    responses: Literal["all", "more_helpful", "safer", "safe"] = Field("more_helpful", description="Which responses of a pair are imitated; safe: the more helpful of those labelled safe.")
 
 
 class RewardSection(TrainSection):
@@ -253,8 +253,8 @@ class PolicySection(Section):
     warmup_steps: NonNegative = Field(0, description="Warm-up steps.")
     max_grad_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
     weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")
-    ptx_coeff: NonNegative = Field(16.0, description="Weight of the cross-entropy on demonstrations (the responses sft.responses picks) beside the policy loss. [code] 16")
-    demonstrations: Literal["all", "more_helpful", "safer", "both"] | None = Field(None, description="Which responses of the training pairs the ptx term imitates; both: those preferred on both axes; null takes sft.responses.")
+    ptx_coeff: NonNegative = Field(16.0, description="Weight of the cross-entropy on demonstrations (policy.demonstrations) beside the policy loss. [code] 16")
+    demonstrations: Literal["all", "more_helpful", "safer", "safe"] | None = Field(None, description="Which responses of the training pairs the ptx term imitates; safe: the more helpful of those labelled safe; null takes sft.responses.")
     max_new_tokens: Positive = Field(512, description="Longest sampled response. [code] 512")
     temperature: Rate = Field(1.0, description="Sampling temperature of rollouts. [code] 1")
     bf16: bool = Field(False, description="Compute in bfloat16 over float32 weights; for weights that are bfloat16 themselves, see model.dtype.")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -214,6 +215,7 @@ def test_killed_stage_goes_on(folder: Path, tmp_path: Path) -> None:
 
 
 RANK_THAT_OVERWRITES = """
+import re
 import shutil, sys, time
 from pathlib import Path
 from safe_rlhf_v.cli.stage_folder import run_stage
@@ -425,6 +427,9 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_are_listed_and_saved(tmp_path: Path) -> None:
+    result = run("settings", "--search", "generation.")
+    assert re.search(r"generation.temperature +│ 1\.0 ", result.output)
+    assert re.search(r"generation.top_k +│ 0 ", result.output)
     result = run("settings", "--search", "policy.beta", "policy.beta=0.3", "--save", tmp_path / "full.yaml")
     assert "0.3 (default" in result.output
     assert load_settings(tmp_path / "full.yaml").policy.beta == 0.3

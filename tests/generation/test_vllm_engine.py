@@ -13,6 +13,8 @@ import vllm_stub
 from tiny_models import FAMILIES, prompts, save
 
 from beavertails_v.schema import Prompt
+from safe_rlhf_v.cli import build
+from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.generation.vllm_engine import VLLMEngine, colocated
 from safe_rlhf_v.generation.vllm_server import VLLMServer
@@ -61,6 +63,19 @@ def test_answers_are_those_of_the_policy_as_it_is_now(
     assert [r.lora_int_id for r in sent] == [1, 2] and sent[0].lora_name != sent[1].lora_name
     assert {p.name for p in Path(sent[1].lora_path).iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert not Path(sent[0].lora_path).exists(), "only the newest adapter is kept"
+
+
+def test_the_settings_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm_stub.install(monkeypatch)
+    found = roles()
+    chosen = ["policy.engine.kind=vllm", "policy.engine.max_model_len=99", "model.lora.r=2"]
+    engine = build.engine(load_settings(None, chosen), str(base()), found, tmp_path)
+    assert isinstance(engine, VLLMEngine) and engine.client.model.options["max_model_len"] == 99
+    inputs = found.encoder.prompts(prompts())
+    assert torch.equal(engine.generate(inputs, 1, GREEDY, prompts()).ids, found.generate(inputs, 1, GREEDY).ids)
+    server = build.engine(load_settings(None, [*chosen, "policy.engine.url=http://x:1/v1"]), "", found, tmp_path)
+    assert server.client.url == "http://x:1"
+    assert build.engine(load_settings(), "", found, tmp_path) is None
 
 
 def test_sampling_goes_over_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StaticCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.models.backbone import position_ids
+from safe_rlhf_v.models.prefix import read, readable_once
 from safe_rlhf_v.models.processing import Encoder, join
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -47,7 +46,8 @@ class TransformersEngine:
         """
         inputs, config = inputs.to(self.model.device), self._config(sampling)
         with self._undisturbed():
-            if samples > 1 and self._reads_once(inputs):
+            sliding = self.cache == "dynamic"  # transformers' static windows cannot be filled from outside
+            if samples > 1 and readable_once(self.model, inputs, self.encoder.placeholder_ids, sliding):
                 arguments = self._read(inputs, samples, sampling.max_new_tokens)
             else:
                 arguments = join(inputs.repeat(samples))
@@ -57,27 +57,14 @@ class TransformersEngine:
         mask = through_eos(ids, self.eos_ids)
         return Responses(ids=ids.masked_fill(~mask, self.encoder.pad_id), mask=mask)
 
-    def _reads_once(self, inputs: Inputs) -> bool:
-        """Whether all layers keep plain keys and values, which can be repeated, and the prompts end in text.
-
-        What is not so (linear attention, say) is read afresh for every sample.
-        """
-        plain = {DynamicLayer} if self.cache == "static" else {DynamicLayer, DynamicSlidingWindowLayer}
-        kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers}
-        pictures = torch.tensor(self.encoder.placeholder_ids, device=inputs.input_ids.device)
-        return kinds <= plain and not bool(torch.isin(inputs.input_ids[:, -1], pictures).any())
-
     def _read(self, inputs: Inputs, samples: int, longest: int) -> dict[str, Any]:
         """Arguments of `generate` for N * samples rows: all but each prompt's last token is in the cache already."""
-        positions = position_ids(self.model, join(inputs))  # (B, P), or (3 or 4, B, P) for M-RoPE
-        prefix, cache = _without_last(inputs), DynamicCache(config=self.model.config)
-        arguments = join(prefix) | {"position_ids": positions[..., :-1]}
-        self.model.base_model(**arguments, past_key_values=cache, use_cache=True, return_dict=True)
+        cache = read(self.model, inputs)
         cache.batch_repeat_interleave(samples)
         return {
             "input_ids": inputs.input_ids.repeat_interleave(samples, 0),
             "attention_mask": inputs.attention_mask.repeat_interleave(samples, 0),
-            "position_ids": positions.repeat_interleave(samples, -2),
+            "position_ids": position_ids(self.model, join(inputs)).repeat_interleave(samples, -2),
             "past_key_values": cache if self.cache == "dynamic" else self._static(cache, longest),
         }
 
@@ -112,16 +99,6 @@ class TransformersEngine:
             pad_token_id=self.encoder.pad_id,
             **chosen,
         )
-
-
-def _without_last(inputs: Inputs) -> Inputs:
-    """Prompts without their last token, (B, P - 1)."""
-    return replace(
-        inputs,
-        input_ids=inputs.input_ids[:, :-1],
-        attention_mask=inputs.attention_mask[:, :-1],
-        token_extras={name: extra[:, :-1] for name, extra in inputs.token_extras.items()},
-    )
 
 
 def through_eos(ids: Tensor, eos_ids: list[int]) -> Tensor:

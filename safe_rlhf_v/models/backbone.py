@@ -35,6 +35,7 @@ __all__ = [
     "freeze_vision",
     "hidden_states",
     "load_backbone",
+    "on_device",
     "output_head",
     "position_ids",
     "response_hidden",
@@ -88,7 +89,7 @@ def load_backbone(
 
 def hidden_states(model: Any, inputs: Inputs, responses: Responses | None = None) -> Tensor:
     """Final, normed hidden states (B, L, H) of prompts, or prompts and responses; no logits are ever formed."""
-    inputs, responses = _on(model, inputs), None if responses is None else _on(model, responses)
+    inputs, responses = on_device(model, inputs), None if responses is None else on_device(model, responses)
     kwargs = join(inputs, responses)
     kwargs["position_ids"] = position_ids(model, kwargs)
     return model.base_model(**kwargs, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
@@ -201,7 +202,7 @@ def fingerprint(model: Any) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _on(model: Any, value: Any) -> Any:
+def on_device(model: Any, value: Any) -> Any:
     """Inputs or responses on the model's device; untouched where they are there already."""
     ids = value.input_ids if isinstance(value, Inputs) else value.ids
     return value if ids.device == model.device else value.to(model.device)

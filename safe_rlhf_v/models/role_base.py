@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.generation.transformers_engine import CacheKind, TransformersEngine
-from safe_rlhf_v.models.backbone import encode_images, hidden_states, output_head, response_hidden
+from safe_rlhf_v.models.backbone import encode_images, output_head
+from safe_rlhf_v.models.prefix import response_states
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.tensors import pool_last, token_logps
@@ -68,7 +69,7 @@ class RoleBase:
             model, suppress = self._as(role), self.encoder.placeholder_ids
             head = output_head(model)
             with self._precision(model):
-                hidden = response_hidden(model, inputs, responses)
+                hidden = response_states(model, inputs, responses, suppress)[:, :-1]
                 ids, mask = responses.ids.to(hidden.device), responses.mask.to(hidden.device)
                 return token_logps(hidden, head, ids, self.chunk_size, suppress, temperature, mask)
 
@@ -79,14 +80,14 @@ class RoleBase:
     def _score(self, which: Which, inputs: Inputs, responses: Responses) -> Tensor:
         head, model = self._head(which, "scores"), self._as(which)
         with self._precision(model):
-            hidden = hidden_states(model, inputs, responses)
-        mask = torch.cat([inputs.attention_mask.bool(), responses.mask], dim=1)
-        return head(pool_last(hidden, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
+            states = response_states(model, inputs, responses, self.encoder.placeholder_ids)
+        mask = torch.cat([inputs.attention_mask[:, -1:].bool(), responses.mask], dim=1).to(states.device)
+        return head(pool_last(states, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
 
     def values(self, inputs: Inputs, responses: Responses, which: Which = "reward") -> Tensor:
         head, model = self._head(f"{which}_critic", "values"), self._as(f"{which}_critic")
         with self._precision(model):
-            hidden = response_hidden(model, inputs, responses)
+            hidden = response_states(model, inputs, responses, self.encoder.placeholder_ids)[:, :-1]
         return head(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
 
     def _head(self, role: str, what: str) -> nn.Linear:

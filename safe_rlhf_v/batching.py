@@ -15,6 +15,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import pad
 
+from safe_rlhf_v.models.collation import in_order
 from safe_rlhf_v.types import Inputs, Responses
 
 T = TypeVar("T")
@@ -107,9 +108,8 @@ def by_parts(
 
 def stitch(parts: Sequence[Sequence[int]], answers: Sequence[Tensor], width: int, value: int = 0) -> Tensor:
     """Answers of parts, (b,) or (b, r), to (B,) or (B, width) in the rows' own order; new columns hold `value`."""
-    order = torch.tensor([row for part in parts for row in part], device=answers[0].device).argsort()
     wide = [a if a.dim() == 1 else pad(a, (0, width - a.shape[1]), value=value) for a in answers]
-    return torch.cat(wide)[order]
+    return in_order(wide, parts)
 
 
 def trim(inputs: Inputs, responses: Responses) -> tuple[Inputs, Responses]:

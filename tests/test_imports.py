@@ -12,12 +12,12 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 # Inside safe_rlhf_v a file imports from its own layer or a lower one.
 LAYERS = [
-    {"types", "config", "config_io", "batching"},
+    {"types", "config", "config_io"},
     {"tensors"},
     {"losses", "advantages", "duals", "cost_measures"},
     {"algorithms"},
     {"models", "generation"},
-    {"rollout", "scorers", "training"},
+    {"batching", "rollout", "scorers", "training"},
     {"evaluation"},
     {"refinement"},
     {"cli"},

@@ -11,13 +11,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.models.backbone import position_ids
+from safe_rlhf_v.models.collation import alike, in_order, join
 from safe_rlhf_v.models.prefix import read, readable_once
-from safe_rlhf_v.models.processing import Encoder, join
+from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.types import Inputs, Responses
 
 CacheKind = Literal["dynamic", "static"]
@@ -44,18 +46,27 @@ class TransformersEngine:
 
         The prompt ids used are `inputs.input_ids` exactly. A response cut off at the limit is all True in its mask.
         """
-        inputs, config = inputs.to(self.model.device), self._config(sampling)
+        inputs = inputs.to(self.model.device)
+        groups = alike(inputs)
         with self._undisturbed():
-            sliding = self.cache == "dynamic"  # transformers' static windows cannot be filled from outside
-            if samples > 1 and readable_once(self.model, inputs, self.encoder.placeholder_ids, sliding):
-                arguments = self._read(inputs, samples, sampling.max_new_tokens)
-            else:
-                arguments = join(inputs.repeat(samples))
-                config.cache_implementation = None if self.cache == "dynamic" else self.cache
-            output = self.model.generate(**arguments, generation_config=config)
-        ids = output[:, inputs.input_ids.shape[1] :]
+            parts = [self._draw(inputs.select(group), samples, sampling) for group in groups]
+        width = max(part.shape[1] for part in parts)
+        parts = [pad(part, (0, width - part.shape[1]), value=self.encoder.pad_id) for part in parts]
+        ids = in_order(parts, [[i * samples + g for i in group for g in range(samples)] for group in groups])
         mask = through_eos(ids, self.eos_ids)
         return Responses(ids=ids.masked_fill(~mask, self.encoder.pad_id), mask=mask)
+
+    def _draw(self, inputs: Inputs, samples: int, sampling: Sampling) -> Tensor:
+        """(N * samples, R) ids of prompts that share their forwards, each ended, or as long as max_new_tokens."""
+        config = self._config(sampling)
+        sliding = self.cache == "dynamic"  # transformers' static windows cannot be filled from outside
+        if samples > 1 and readable_once(self.model, inputs, self.encoder.placeholder_ids, sliding):
+            arguments = self._read(inputs, samples, sampling.max_new_tokens)
+        else:
+            arguments = join(inputs.repeat(samples))
+            config.cache_implementation = None if self.cache == "dynamic" else self.cache
+        output: Tensor = self.model.generate(**arguments, generation_config=config)
+        return output[:, inputs.input_ids.shape[1] :]
 
     def _read(self, inputs: Inputs, samples: int, longest: int) -> dict[str, Any]:
         """Arguments of `generate` for N * samples rows: all but each prompt's last token is in the cache already."""

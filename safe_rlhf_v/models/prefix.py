@@ -16,7 +16,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from safe_rlhf_v.models.backbone import hidden_states, on_device, position_ids
-from safe_rlhf_v.models.collation import join
+from safe_rlhf_v.models.collation import alike, join
+from safe_rlhf_v.models.quirks import TOKEN_ALIGNED
 from safe_rlhf_v.types import Inputs, Responses
 
 
@@ -29,7 +30,8 @@ def response_states(model: Any, inputs: Inputs, responses: Responses, placeholde
     inputs, responses = on_device(model, inputs), on_device(model, responses)
     last = inputs.input_ids.shape[1] - 1
     first, prompt_of = distinct(inputs)
-    if torch.is_grad_enabled() or len(first) == len(inputs) or not readable_once(model, inputs, placeholders):
+    shared = not torch.is_grad_enabled() and len(first) < len(inputs) and len(alike(inputs)) == 1
+    if not shared or not readable_once(model, inputs, placeholders):
         return hidden_states(model, inputs, responses)[:, last:]
     with evaluating(model):  # in train mode a model that recomputes activations drops its cache
         cache = read(model, inputs.select(first))
@@ -56,13 +58,16 @@ def read(model: Any, inputs: Inputs) -> DynamicCache:
 
 def readable_once(model: Any, inputs: Inputs, placeholders: Sequence[int], sliding: bool = True) -> bool:
     """Whether all layers keep plain keys and values, which can be repeated, and the prompts are two tokens and end in
-    text. What is not so (linear attention, say) is read afresh for every sample. sliding: whether windows will do.
+    text. What is not so (linear attention, cross-attention to pictures) is read afresh for every sample.
+
+    sliding: whether windows of keys and values will do.
     """
     plain = {DynamicLayer, DynamicSlidingWindowLayer} if sliding else {DynamicLayer}
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     pictures = torch.tensor(list(placeholders), device=inputs.input_ids.device)
     ends_in_text = not bool(torch.isin(inputs.input_ids[:, -1], pictures).any())
-    return kinds <= plain and inputs.input_ids.shape[1] > 1 and ends_in_text
+    crossed = any(TOKEN_ALIGNED & row.keys() for row in inputs.vision)
+    return kinds <= plain and inputs.input_ids.shape[1] > 1 and ends_in_text and not crossed
 
 
 def distinct(inputs: Inputs) -> tuple[list[int], list[int]]:

@@ -26,6 +26,7 @@ class OnlineArguments:
     per_device_micro_batch_tokens: rows and tokens, pads included, of one forward pass, in rollouts and updates alike,
     those of like length together (None: all; the gradient is the same); rows are halved when memory runs out.
     learning_rate 5e-7 is the published one for full weights [code]; adapters want about 1e-5 [ours].
+    optim: AdamW by its name in transformers, of torch or of bitsandbytes.
     max_steps also ends schedules that fall (cosine, linear): resume them with another max_steps and they fall anew.
     ptx_coeff: weight of the cross-entropy on demonstrations, where the trainer is given any [code].
     guidance_rollouts: rollouts of the start model whose costs are shown against the threshold before training.
@@ -45,6 +46,7 @@ class OnlineArguments:
     critic_learning_rate: float = 5e-7
     weight_decay: float = 0.0
     lr_scheduler_type: str = "constant"
+    optim: str = "adamw_torch"
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
     ptx_coeff: float = 16.0

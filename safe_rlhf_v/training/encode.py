@@ -17,7 +17,7 @@ from beavertails_v.schema import Comparison, LabelledResponse, Prompt
 from safe_rlhf_v.models.processing import Encoder, EncodingError, SpecialTokenInText
 from safe_rlhf_v.types import PairBatch, Responses
 
-Pick = Literal["all", "more_helpful", "safer", "safe"]
+Pick = Literal["all", "more_helpful", "safer", "both"]
 
 
 class DataError(ValueError):
@@ -77,13 +77,14 @@ def _fault(row: Comparison, encoder: Encoder) -> tuple[str, str] | None:
 
 
 def response_rows(data: Sequence[Comparison] | Sequence[LabelledResponse], pick: Pick, encoder: Encoder) -> Rows:
-    """Single responses: those of LabelledResponses, or of Comparisons the picked ones, see `picked`."""
+    """Single responses: those of LabelledResponses, or of Comparisons the picked ones: all, the more helpful, the
+    safer, or those that are both."""
     kept, left_out = [], []
     for i in range(len(data)):
         row = data[i]
         chosen = picked(row, pick)
         if not chosen:
-            left_out.append(LeftOut(i, row.prompt.id, "NoSafeResponse", "no response is labelled safe"))
+            left_out.append(LeftOut(i, row.prompt.id, "AxesDisagree", "no response is preferred on both axes"))
         for k in chosen:
             try:
                 check_prompt(row.prompt, encoder)
@@ -95,13 +96,11 @@ def response_rows(data: Sequence[Comparison] | Sequence[LabelledResponse], pick:
 
 
 def picked(row: Comparison | LabelledResponse, pick: Pick) -> tuple[int, ...]:
-    """Which responses of a row are imitated: "all"; the "more_helpful"; the "safer"; or of the "safe" ones the more
-    helpful, none where none is safe. A single response is taken as it is, by "safe" only where it is."""
+    """Which responses of a row are imitated. "both": the one preferred on both axes, none where the axes disagree."""
     if isinstance(row, LabelledResponse):
-        return (0,) if row.response.safe or pick != "safe" else ()
-    if pick == "safe":
-        safe = [k for k in (row.more_helpful, 1 - row.more_helpful) if row.responses[k].safe]
-        return tuple(safe[:1])
+        return (0,)
+    if pick == "both":
+        return (row.safer,) if row.safer == row.more_helpful else ()
     return (0, 1) if pick == "all" else (getattr(row, pick),)
 
 

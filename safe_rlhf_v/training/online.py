@@ -104,7 +104,7 @@ class OnlineTrainer:
         self.step = 0
         self.dual_state = dual.init()
         self.costs: deque[float] = deque(maxlen=algorithm.window)
-        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience)
+        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience, duals.floor(dual))
 
     @property
     def multiplier(self) -> float:
@@ -165,15 +165,20 @@ class OnlineTrainer:
         """One step of the multiplier on the costs (n,) of all ranks; returns the violation it was taken on."""
         self.costs.extend(costs.tolist())
         known = self.known_costs(costs)
-        violation = self.algorithm.violation(self.measure(known, known))
+        measured = self.measure(known, known)
+        self.watch.see_measured(known, measured, self.step, len(known) >= self.algorithm.window)
+        violation = self.algorithm.violation(measured)
         if self.step > self.algorithm.delay:
             self.dual_state = self.dual.step(self.dual_state, violation)
         self.watch.see(self.multiplier, violation, self.step)
         return violation
 
     def known_costs(self, costs: Tensor) -> Tensor:
-        """The costs (n,) that violation and measure are taken of: the window's, or without one the rollout's."""
-        return torch.tensor(list(self.costs)) if self.algorithm.window else costs
+        """The costs that violation and measure are taken of: the window's, but never fewer than the rollout's (n,).
+
+        A window shorter than a rollout would hold the costs of the last ranks alone.
+        """
+        return torch.tensor(list(self.costs)) if self.algorithm.window > len(costs) else costs
 
     def log(self, numbers: dict[str, float], started: float, metrics_log: MetricsLog | None, bar: Any) -> None:
         """A line of metrics.jsonl each step; trackers and console every logging_steps."""
@@ -223,6 +228,7 @@ class OnlineTrainer:
             trained.load_state_dict(contents.optimizers[name])
         self.step = state["step"]
         self.dual_state = duals.from_json(self.dual, state["dual"])
+        self.costs.clear()
         self.costs.extend(state["costs"])
         self.indices.load_state_dict(state["prompts"])
         if self.demonstrations:

@@ -56,6 +56,10 @@ def test_cost_model_learns_ranking_and_sign(base: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "evaluation_scores.jsonl").read_text().splitlines()]
     torch.testing.assert_close(costs, torch.tensor([row["scores"] for row in rows]), rtol=1e-5, atol=1e-5)
     assert [row["safer"] for row in rows] == batch.safer.tolist()
+    sample = [json.loads(line) for line in (tmp_path / "train_scores.jsonl").read_text().splitlines()]
+    safe = [c for row in sample for c, unsafe in zip(row["scores"], row["unsafe"], strict=True) if not unsafe]
+    assert sum(safe) / len(safe) == pytest.approx(measured["train_sample"]["mean_cost_safe"])
+    assert [row["prompt_id"] for row in rows] == [pair.prompt.id for pair in comparisons(8)]
 
 
 def test_reward_model_learns_the_other_preference(base: Path, tmp_path: Path) -> None:
@@ -268,23 +272,17 @@ def test_responses_are_picked_by_their_labels(base: Path, pick: Any, texts: list
     assert [picked[i].response.text[:8] for i in range(2)] == texts
 
 
-def test_the_more_helpful_of_the_safe_responses(base: Path) -> None:
-    """Of every comparison here one response is safe, the less helpful one; then both are, and then none is."""
-    one = comparison(0)
-    both = replace(one, responses=tuple(Response(text=r.text, safe=True) for r in one.responses))
-    none = replace(one, responses=tuple(Response(text=r.text, safe=False) for r in one.responses))
-    rows = response_rows([one, both, none], "safe", encoder(base))
-    texts = [rows[i].response.text for i in range(len(rows))]
-    assert texts == [one.responses[one.safer].text, one.responses[one.more_helpful].text]
-    assert [(x.row, x.reason) for x in rows.left_out] == [(2, "NoSafeResponse")]
+def test_responses_preferred_on_both_axes(base: Path) -> None:
+    """The axes of every comparison here disagree; turned round in one, its safer response is on both."""
+    agreeing = replace(comparison(1), more_helpful=comparison(1).safer)
+    rows = response_rows([comparison(0), agreeing], "both", encoder(base))
+    assert [row.response for row in (rows[i] for i in range(len(rows)))] == [agreeing.responses[agreeing.safer]]
+    assert [(x.row, x.reason) for x in rows.left_out] == [(0, "AxesDisagree")]
 
 
 def test_single_responses_are_taken_as_they_are(base: Path) -> None:
     row = LabelledResponse(prompt=comparison(0).prompt, response=Response(text="yes", safe=True))
     assert response_rows([row], "safer", encoder(base))[0] is row
-    unsafe = replace(row, response=Response(text="yes", safe=False))
-    assert len(response_rows([unsafe], "safer", encoder(base))) == 1
-    assert response_rows([unsafe, row], "safe", encoder(base))[0] is row
 
 
 def test_harmless_rates_graded_or_not(base: Path) -> None:

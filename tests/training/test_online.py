@@ -22,7 +22,7 @@ from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
 from safe_rlhf_v.cost_measures import CVaR, HighConfidence
 from safe_rlhf_v.duals import AdditiveDual, AugmentedDual, LogDual, PIDDual, fixed
 from safe_rlhf_v.losses import clipped_value_loss
-from safe_rlhf_v.rollout import collect, minibatch
+from safe_rlhf_v.rollout import Passes, collect, minibatch
 from safe_rlhf_v.scorers import ModelScorer, TextScorer
 from safe_rlhf_v.training.checkpoint import CheckpointError, checkpoints, latest_checkpoint
 from safe_rlhf_v.training.online import OnlineTrainer
@@ -217,12 +217,17 @@ def test_rows_of_a_rollout_stand_in_groups() -> None:
 def test_a_rollout_taken_in_parts_is_the_same_rollout() -> None:
     roles, sampling, rollouts = FakeRoles(), trainer("unused").sampling, []
     scorer = TextScorer(lambda prompt, text: (len(prompt.text), len(text)), roles.encoder.decode)
-    for rows in (None, 4):
+    for passes in (None, Passes.bounded(4), Passes.bounded(tokens=20)):
         torch.manual_seed(3)
-        options: dict[str, Any] = {"critics": True, "device": "cpu", "rows_at_once": rows}
+        options: dict[str, Any] = {"critics": True, "device": "cpu", "passes": passes}
         rollouts.append(collect(roles, scorer, PROMPTS[:3], sampling, 3, **options))
-    for name in ("logps", "ref_logps", "rewards", "costs", "reward_values", "cost_values"):
-        torch.testing.assert_close(getattr(rollouts[0], name), getattr(rollouts[1], name))
+    mask = rollouts[0].responses.mask
+    for other in rollouts[1:]:
+        assert torch.equal(other.responses.ids, rollouts[0].responses.ids)
+        for name in ("rewards", "costs"):
+            torch.testing.assert_close(getattr(rollouts[0], name), getattr(other, name))
+        for name in ("logps", "ref_logps", "reward_values", "cost_values"):
+            torch.testing.assert_close(getattr(rollouts[0], name)[mask], getattr(other, name)[mask])
 
 
 def test_minibatches_are_cut_to_their_longest_response() -> None:
@@ -240,7 +245,7 @@ def test_minibatches_are_cut_to_their_longest_response() -> None:
 def test_micro_batches_give_the_gradient_of_the_whole_minibatch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradients: dict[int | None, list[torch.Tensor]] = {}
+    gradients: dict[str, list[torch.Tensor]] = {}
 
     def note(self: Trained, accelerator: Any, step: int) -> float:
         gradients[size] += [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters]
@@ -249,15 +254,16 @@ def test_micro_batches_give_the_gradient_of_the_whole_minibatch(
         return 0.0
 
     monkeypatch.setattr(Trained, "step", note)
-    for size in (None, 1, 4, 5):
+    bounds: dict[str, dict[str, int]] = {"whole": {}, "tokens": {"tokens": 14}}
+    bounds |= {f"rows {n}": {"size": n} for n in (1, 4, 5)}
+    for size, bound in bounds.items():
         gradients[size] = []
         options: dict[str, Any] = {"demonstrations": DEMONSTRATIONS, "ptx_coeff": 0.5, "num_ppo_epochs": 1}
-        trainer(
-            tmp_path / str(size), max_steps=1, mini_batch_size=6, per_device_micro_batch_size=size, **options
-        ).train()  # fmt: skip
-    assert any(g.any() for g in gradients[None])
-    for size in (1, 4, 5):
-        for whole, parts in zip(gradients[None], gradients[size], strict=True):
+        options |= {f"per_device_micro_batch_{name}": value for name, value in bound.items()}
+        trainer(tmp_path / size, max_steps=1, mini_batch_size=6, **options).train()
+    assert any(g.any() for g in gradients["whole"])
+    for size in bounds:
+        for whole, parts in zip(gradients["whole"], gradients[size], strict=True):
             torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
 
 

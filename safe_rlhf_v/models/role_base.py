@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from safe_rlhf_v.generation.base import Sampling
-from safe_rlhf_v.generation.transformers_engine import TransformersEngine
-from safe_rlhf_v.models.backbone import encode_images, hidden_states, output_head, response_hidden
+from safe_rlhf_v.generation.transformers_engine import CacheKind, TransformersEngine
+from safe_rlhf_v.models.backbone import encode_images, output_head
+from safe_rlhf_v.models.prefix import response_states
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.tensors import pool_last, token_logps
@@ -22,14 +23,25 @@ TRAINABLE: tuple[str, ...] = ("policy", "reward_critic", "cost_critic")
 
 
 class RoleBase:
-    """What both implementations share: everything but who plays a role."""
+    """What both implementations share: everything but who plays a role.
+
+    chunk_size: tokens whose logits live at once. vision_cache_bytes: image features kept between steps (none at 0).
+    bf16: compute in bfloat16 over wider weights, heads apart. cache: keys and values while generating.
+    """
 
     def __init__(
-        self, encoder: Encoder, heads: Mapping[str, nn.Linear], chunk_size: int, vision_cache_bytes: int
+        self,
+        encoder: Encoder,
+        heads: Mapping[str, nn.Linear],
+        *,
+        chunk_size: int = 1024,
+        vision_cache_bytes: int = 0,
+        bf16: bool = False,
+        cache: CacheKind = "dynamic",
     ) -> None:
         self.encoder = encoder
         self.heads = dict(heads)
-        self.chunk_size = chunk_size
+        self.chunk_size, self.bf16, self.cache = chunk_size, bf16, cache
         self._cache = VisionCache(vision_cache_bytes) if vision_cache_bytes else None
 
     def _as(self, role: str) -> Any:
@@ -40,8 +52,13 @@ class RoleBase:
         """Role to its trainable parameters by name: "policy", "reward_critic", "cost_critic"."""
         raise NotImplementedError
 
+    def _precision(self, model: Any) -> torch.autocast:
+        return torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16)
+
     def prepare(self, inputs: Inputs) -> Inputs:
-        return encode_images(self._as("reference"), inputs, self._cache)
+        model = self._as("reference")
+        with self._precision(model):
+            return encode_images(model, inputs, self._cache)
 
     def logps(
         self, inputs: Inputs, responses: Responses, role: Speaker = "policy", *, temperature: float = 1.0
@@ -49,24 +66,28 @@ class RoleBase:
         if role not in ("policy", "reference"):
             raise ValueError(f"role {role!r} has no log-probabilities: ask for 'policy' or 'reference'")
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
-            model = self._as(role)
-            hidden = response_hidden(model, inputs, responses)
-            ids, suppress = responses.ids.to(hidden.device), self.encoder.placeholder_ids
-            return token_logps(hidden, output_head(model), ids, self.chunk_size, suppress, temperature)
+            model, suppress = self._as(role), self.encoder.placeholder_ids
+            head = output_head(model)
+            with self._precision(model):
+                hidden = response_states(model, inputs, responses, suppress)[:, :-1]
+                ids, mask = responses.ids.to(hidden.device), responses.mask.to(hidden.device)
+                return token_logps(hidden, head, ids, self.chunk_size, suppress, temperature, mask)
 
     @torch.no_grad()
     def scores(self, inputs: Inputs, responses: Responses) -> tuple[Tensor, Tensor]:
         return self._score("reward", inputs, responses), self._score("cost", inputs, responses)
 
     def _score(self, which: Which, inputs: Inputs, responses: Responses) -> Tensor:
-        head = self._head(which, "scores")
-        hidden = hidden_states(self._as(which), inputs, responses)
-        mask = torch.cat([inputs.attention_mask.bool(), responses.mask], dim=1)
-        return head(pool_last(hidden, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
+        head, model = self._head(which, "scores"), self._as(which)
+        with self._precision(model):
+            states = response_states(model, inputs, responses, self.encoder.placeholder_ids)
+        mask = torch.cat([inputs.attention_mask[:, -1:].bool(), responses.mask], dim=1).to(states.device)
+        return head(pool_last(states, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
 
     def values(self, inputs: Inputs, responses: Responses, which: Which = "reward") -> Tensor:
-        head = self._head(f"{which}_critic", "values")
-        hidden = response_hidden(self._as(f"{which}_critic"), inputs, responses)
+        head, model = self._head(f"{which}_critic", "values"), self._as(f"{which}_critic")
+        with self._precision(model):
+            hidden = response_states(model, inputs, responses, self.encoder.placeholder_ids)[:, :-1]
         return head(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
 
     def _head(self, role: str, what: str) -> nn.Linear:
@@ -75,7 +96,9 @@ class RoleBase:
         return self.heads[role]
 
     def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
-        return TransformersEngine(self._as("policy"), self.encoder).generate(inputs, samples, sampling)
+        model = self._as("policy")
+        with self._precision(model):
+            return TransformersEngine(model, self.encoder, self.cache).generate(inputs, samples, sampling)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self._trainable()["policy"].values())

@@ -12,6 +12,7 @@ from torch import nn
 
 from safe_rlhf_v.models.backbone import freeze_vision, load_backbone, share_vision
 from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.memory import apply_liger, checkpoint_gradients, compile_layers, without_dropout
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
 from safe_rlhf_v.models.source import ModelError
@@ -21,6 +22,9 @@ from safe_rlhf_v.types import Inputs
 class SeparateRoles(RoleBase):
     """A full model per role, for those with the memory. Vision tower and projector stay frozen, and are shared between
     roles whose weights there are equal; if all are, pictures are encoded once.
+
+    gradient_checkpointing: recompute the language models' activations in the backward pass, for less memory. options:
+    those of `RoleBase`.
     """
 
     def __init__(
@@ -30,11 +34,11 @@ class SeparateRoles(RoleBase):
         scorers: Mapping[str, HeadedModel],
         encoder: Encoder,
         *,
-        chunk_size: int = 1024,
-        vision_cache_bytes: int = 0,
+        gradient_checkpointing: bool = False,
+        **options: Any,
     ) -> None:
         heads = {role: headed.heads[pick_head(headed.heads, role, "scorers")] for role, headed in scorers.items()}
-        super().__init__(encoder, heads, chunk_size, vision_cache_bytes)  # type: ignore[arg-type]
+        super().__init__(encoder, heads, **options)  # type: ignore[arg-type]
         self.models = {"policy": policy, "reference": reference} | {r: h.backbone for r, h in scorers.items()}
         shared = [share_vision(model, policy) for role, model in self.models.items() if role != "policy"]
         self._one_tower = all(shared)
@@ -43,6 +47,10 @@ class SeparateRoles(RoleBase):
             if role in ("reference", "reward", "cost"):
                 model.requires_grad_(False)
             freeze_vision(model)
+            if gradient_checkpointing and role in TRAINABLE:
+                checkpoint_gradients(model, "language")
+                without_dropout(model)
+                model.train()  # transformers recomputes in train mode only
         self._groups = {role: self._collect(role) for role in TRAINABLE if role in self.models}
 
     @classmethod
@@ -57,6 +65,8 @@ class SeparateRoles(RoleBase):
         attn_implementation: str | None = None,
         max_prompt_length: int | None = None,
         device: str | torch.device | None = None,
+        torch_compile: bool = False,
+        use_liger_kernel: bool = False,
         **options: Any,
     ) -> SeparateRoles:
         """Load every model; reward and cost folders may hold full weights or adapters.
@@ -75,7 +85,13 @@ class SeparateRoles(RoleBase):
                 scorers[which] = HeadedModel.from_pretrained(folder, **load)
                 if critics:
                     scorers[f"{which}_critic"] = copy.deepcopy(scorers[which])
-        return cls(policy, copy.deepcopy(policy), scorers, encoder, **options)
+        reference = copy.deepcopy(policy)
+        for model in (policy, reference, *(headed.backbone for headed in scorers.values())):
+            if use_liger_kernel:
+                apply_liger(model)
+            if torch_compile:
+                compile_layers(model)
+        return cls(policy, reference, scorers, encoder, **options)
 
     def _collect(self, role: str) -> dict[str, nn.Parameter]:
         parameters = {n: p for n, p in self.models[role].named_parameters() if p.requires_grad}

@@ -28,9 +28,9 @@ from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.cost_measures import CostMeasure, Mean
-from safe_rlhf_v.generation.base import Sampling
+from safe_rlhf_v.generation.base import Engine, Sampling
 from safe_rlhf_v.models.roles import Roles
-from safe_rlhf_v.rollout import collect, sample, statistics
+from safe_rlhf_v.rollout import Passes, collect, sample, statistics
 from safe_rlhf_v.scorers import ModelScorer, Scorer
 from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.arguments import MAY_DIFFER, OnlineArguments
@@ -65,7 +65,7 @@ class OnlineTrainer:
 
     scorer: where rewards and costs come from; None takes the reward and cost model of the roles. demonstrations:
     (prompt, response) pairs for the ptx term, or None. accelerator: None makes one. measure: of what the threshold is
-    a bound; None is the mean cost.
+    a bound; None is the mean cost. engine: what draws the responses; None lets the roles do so.
 
     Writes to output_dir: metrics.jsonl (a line a step), threshold.json, checkpoint-<step>/, policy/, and runs/ for
     trackers that write files.
@@ -82,10 +82,12 @@ class OnlineTrainer:
         demonstrations: Sequence[tuple[Prompt, str]] | None = None,
         accelerator: Accelerator | None = None,
         measure: CostMeasure | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.roles, self.algorithm, self.dual, self.prompts, self.args = roles, algorithm, dual, prompts, args
         self.scorer: Scorer = scorer if scorer is not None else ModelScorer(roles)
         self.measure: CostMeasure = measure or Mean()
+        self.engine = engine
         self.output_dir = Path(args.output_dir)
         trackers = list(args.report_to) or None
         self.accelerator = accelerator or Accelerator(log_with=trackers, project_dir=str(self.output_dir / "runs"))
@@ -95,11 +97,14 @@ class OnlineTrainer:
         if demonstrations and args.ptx_coeff:
             self.demonstrations = Demonstrations(demonstrations, args.ptx_coeff, args.seed + 1)
         self.trained = trained_networks(roles, args, algorithm.needs_critics)
-        self.updater = Updater(roles, algorithm, self.trained, self.accelerator, args, self.demonstrations)
+        self.passes = Passes.bounded(args.per_device_micro_batch_size, args.per_device_micro_batch_tokens)
+        self.updater = Updater(
+            roles, algorithm, self.trained, self.accelerator, args, self.demonstrations, self.passes.looks
+        )
         self.step = 0
         self.dual_state = dual.init()
         self.costs: deque[float] = deque(maxlen=algorithm.window)
-        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience)
+        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience, duals.floor(dual))
 
     @property
     def multiplier(self) -> float:
@@ -118,27 +123,31 @@ class OnlineTrainer:
         bar = tqdm(total=self.args.max_steps, initial=self.step, desc="policy", unit="rollout", disable=self._no_bar)
         while self.step < self.args.max_steps:
             started = time.perf_counter()
-            self.step += 1
-            rollout = self.collect()
-            rewards, costs = self.scores_of_all_ranks(rollout)
-            violation = self.move_multiplier(costs)
-            measured = replace(rollout, costs=self.measure(rollout.costs, self.known_costs(costs)))
-            advantages = self.algorithm.advantages(measured, self.multiplier, violation)
-            losses = self.updater.update(rollout, advantages, self.step)
-            scores = {"reward": rewards.mean().item(), "cost": costs.mean().item(), "violation": violation}
-            scores["unsafe_share"] = (costs > 0).float().mean().item()
-            self.log({**scores, **self._means_of_all_ranks(losses | statistics(rollout))}, started, metrics_log, bar)
+            self.log(self.advance(), started, metrics_log, bar)
             if self.step % self.args.save_steps == 0 or self.step == self.args.max_steps:
                 self.save()
         bar.close()
         return self._finish()
 
+    def advance(self) -> dict[str, float]:
+        """One rollout, one step of the multiplier, and the updates; returns what is logged of them."""
+        self.step += 1
+        rollout = self.collect()
+        rewards, costs = self.scores_of_all_ranks(rollout)
+        violation = self.move_multiplier(costs)
+        measured = replace(rollout, costs=self.measure(rollout.costs, self.known_costs(costs)))
+        advantages = self.algorithm.advantages(measured, self.multiplier, violation)
+        losses = self.updater.update(rollout, advantages, self.step)
+        scores = {"reward": rewards.mean().item(), "cost": costs.mean().item(), "violation": violation}
+        scores["unsafe_share"] = (costs > 0).float().mean().item()
+        return scores | self._means_of_all_ranks(losses | statistics(rollout))
+
     def collect(self) -> Rollout:
         """The next prompts of this rank, answered by the policy and looked at by every role."""
         return collect(
             self.roles, self.scorer, self._next_prompts(self.indices), self.sampling, self.args.num_generations,
-            critics=self.algorithm.needs_critics, device=self.accelerator.device,
-            rows_at_once=self.args.per_device_micro_batch_size,
+            critics=self.algorithm.needs_critics, device=self.accelerator.device, passes=self.passes,
+            engine=self.engine,
         )  # fmt: skip
 
     def scores_of_all_ranks(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -156,15 +165,20 @@ class OnlineTrainer:
         """One step of the multiplier on the costs (n,) of all ranks; returns the violation it was taken on."""
         self.costs.extend(costs.tolist())
         known = self.known_costs(costs)
-        violation = self.algorithm.violation(self.measure(known, known))
+        measured = self.measure(known, known)
+        self.watch.see_measured(known, measured, self.step, len(known) >= self.algorithm.window)
+        violation = self.algorithm.violation(measured)
         if self.step > self.algorithm.delay:
             self.dual_state = self.dual.step(self.dual_state, violation)
         self.watch.see(self.multiplier, violation, self.step)
         return violation
 
     def known_costs(self, costs: Tensor) -> Tensor:
-        """The costs (n,) that violation and measure are taken of: the window's, or without one the rollout's."""
-        return torch.tensor(list(self.costs)) if self.algorithm.window else costs
+        """The costs that violation and measure are taken of: the window's, but never fewer than the rollout's (n,).
+
+        A window shorter than a rollout would hold the costs of the last ranks alone.
+        """
+        return torch.tensor(list(self.costs)) if self.algorithm.window > len(costs) else costs
 
     def log(self, numbers: dict[str, float], started: float, metrics_log: MetricsLog | None, bar: Any) -> None:
         """A line of metrics.jsonl each step; trackers and console every logging_steps."""
@@ -183,7 +197,7 @@ class OnlineTrainer:
 
     def save(self) -> None:
         """Write checkpoint-<step>: everything the next steps depend on. Whole, or not there at all."""
-        generators = gather_object([rng_state()])
+        generators, halved = gather_object([rng_state()]), gather_object([self.passes.halved])
         if self._is_main:
             state = {
                 "step": self.step,
@@ -192,6 +206,7 @@ class OnlineTrainer:
                 "prompts": self.indices.state_dict(),
                 "demonstrations": self.demonstrations.indices.state_dict() if self.demonstrations else None,
                 "steps_at_bound": self.watch.steps,
+                "halved": halved,
                 "settings": self._settings(),
             }
             optimizers = {name: trained.state_dict() for name, trained in self.trained.items()}
@@ -213,11 +228,13 @@ class OnlineTrainer:
             trained.load_state_dict(contents.optimizers[name])
         self.step = state["step"]
         self.dual_state = duals.from_json(self.dual, state["dual"])
+        self.costs.clear()
         self.costs.extend(state["costs"])
         self.indices.load_state_dict(state["prompts"])
         if self.demonstrations:
             self.demonstrations.indices.load_state_dict(state["demonstrations"])
         self.watch.steps = state["steps_at_bound"]
+        self.passes.halved = tuple(state["halved"][self.accelerator.process_index])
         load_rng_state(contents.rng[self.accelerator.process_index])
 
     def show_guidance(self) -> None:
@@ -236,7 +253,8 @@ class OnlineTrainer:
     def _sample_costs(self, indices: ShuffledIndices) -> Tensor:
         return sample(
             self.roles, self.scorer, self._next_prompts(indices), self.sampling, self.args.num_generations,
-            device=self.accelerator.device, rows_at_once=self.args.per_device_micro_batch_size,
+            device=self.accelerator.device, passes=self.passes,
+            engine=self.engine,
         ).costs  # fmt: skip
 
     def _next_prompts(self, indices: ShuffledIndices) -> list[Prompt]:

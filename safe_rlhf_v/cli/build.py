@@ -82,16 +82,16 @@ def trained(settings: Settings, stage: str, given: str | None, key: str) -> str:
 
 def device() -> Any:
     """This process's device."""
-    from accelerate import PartialState
+    from safe_rlhf_v.models.processes import process_state
 
-    return PartialState().device
+    return process_state().device
 
 
 def one_process(command: str) -> None:
     """Raises SettingsError under a launcher of several processes."""
-    from accelerate import PartialState
+    from safe_rlhf_v.models.processes import process_state
 
-    if (n := PartialState().num_processes) > 1:
+    if (n := process_state().num_processes) > 1:
         raise SettingsError(f"{command} runs as one process, not {n}: start it without accelerate launch")
 
 
@@ -170,6 +170,7 @@ def online_arguments(settings: Settings, output_dir: Path) -> OnlineArguments:
 def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
     """All six roles, on one backbone or on separate models."""
     from safe_rlhf_v.models.roles import AdapterRoles, SeparateRoles
+    from safe_rlhf_v.models.sharding import launched_sharded, sharding_of_launch
 
     model, policy = settings.model, settings.policy
     shared: dict[str, Any] = dict(
@@ -180,7 +181,12 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
         device=device(),
     )
     if policy.roles == "separate":
-        return SeparateRoles.from_pretrained(start, reward, cost, **shared)
+        return SeparateRoles.from_pretrained(start, reward, cost, sharding=sharding_of_launch(), **shared)
+    if launched_sharded():
+        raise SettingsError(
+            "policy.roles = 'adapters' trains under DDP (configs/accelerate/ddp.yaml): only adapters take gradients, "
+            "so there is little to cut. FSDP2 needs policy.roles: separate"
+        )
     return AdapterRoles.from_pretrained(
         start,
         reward,

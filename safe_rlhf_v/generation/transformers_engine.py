@@ -32,7 +32,10 @@ class TransformersEngine:
         """
         inputs = inputs.repeat(samples).to(self.model.device)
         with self._undisturbed():
-            output = self.model.generate(**join(inputs), generation_config=self._config(sampling))
+            # synced_gpus=False: weights cut over ranks are whole here (`sharding.gathered`), so no rank waits
+            output = self.model.generate(
+                **join(inputs), generation_config=self._config(sampling), synced_gpus=False
+            )
         ids = output[:, inputs.input_ids.shape[1] :]
         mask = through_eos(ids, self.eos_ids)
         return Responses(ids=ids.masked_fill(~mask, self.encoder.pad_id), mask=mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.generation.transformers_engine import TransformersEngine
 from safe_rlhf_v.models.backbone import encode_images, hidden_states, output_head, response_hidden
 from safe_rlhf_v.models.processing import Encoder
+from safe_rlhf_v.models.sharding import part_of
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.tensors import pool_last, token_logps
 from safe_rlhf_v.types import Inputs, Responses
@@ -43,31 +44,30 @@ class RoleBase:
     def prepare(self, inputs: Inputs) -> Inputs:
         return encode_images(self._as("reference"), inputs, self._cache)
 
+    def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
+        """question(backbone, head or None, *args) of the role: the one way into a model's weights."""
+        return question(self._as(role), self.heads.get(role), *args)
+
     def logps(
         self, inputs: Inputs, responses: Responses, role: Speaker = "policy", *, temperature: float = 1.0
     ) -> Tensor:
         if role not in ("policy", "reference"):
             raise ValueError(f"role {role!r} has no log-probabilities: ask for 'policy' or 'reference'")
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
-            model = self._as(role)
-            hidden = response_hidden(model, inputs, responses)
-            ids, suppress = responses.ids.to(hidden.device), self.encoder.placeholder_ids
-            return token_logps(hidden, output_head(model), ids, self.chunk_size, suppress, temperature)
+            settings = (self.chunk_size, self.encoder.placeholder_ids, temperature)
+            return self._ask(role, _logps, inputs, responses, *settings)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def scores(self, inputs: Inputs, responses: Responses) -> tuple[Tensor, Tensor]:
         return self._score("reward", inputs, responses), self._score("cost", inputs, responses)
 
     def _score(self, which: Which, inputs: Inputs, responses: Responses) -> Tensor:
-        head = self._head(which, "scores")
-        hidden = hidden_states(self._as(which), inputs, responses)
-        mask = torch.cat([inputs.attention_mask.bool(), responses.mask], dim=1)
-        return head(pool_last(hidden, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
+        self._head(which, "scores")
+        return self._ask(which, _last_value, inputs, responses)  # type: ignore[no-any-return]
 
     def values(self, inputs: Inputs, responses: Responses, which: Which = "reward") -> Tensor:
-        head = self._head(f"{which}_critic", "values")
-        hidden = response_hidden(self._as(f"{which}_critic"), inputs, responses)
-        return head(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
+        self._head(f"{which}_critic", "values")
+        return self._ask(f"{which}_critic", _values, inputs, responses)  # type: ignore[no-any-return]
 
     def _head(self, role: str, what: str) -> nn.Linear:
         if role not in self.heads:
@@ -101,7 +101,31 @@ class RoleBase:
             if parameter.shape != state[name].shape:
                 theirs, ours = tuple(state[name].shape), tuple(parameter.shape)
                 raise ValueError(f"{name}: shape {theirs} in the state, {ours} here")
-            parameter.copy_(state[name])
+            parameter.copy_(part_of(state[name], parameter))
+
+
+def _logps(
+    model: Any,
+    head: None,
+    inputs: Inputs,
+    responses: Responses,
+    chunk_size: int,
+    suppress: tuple[int, ...],
+    temperature: float,
+) -> Tensor:
+    hidden = response_hidden(model, inputs, responses)
+    ids = responses.ids.to(hidden.device)
+    return token_logps(hidden, output_head(model), ids, chunk_size, suppress, temperature)
+
+
+def _last_value(model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:
+    hidden = hidden_states(model, inputs, responses)
+    mask = torch.cat([inputs.attention_mask.bool(), responses.mask], dim=1)
+    return head(pool_last(hidden, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def _values(model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:
+    return head(response_hidden(model, inputs, responses).float()).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def pick_head(heads: Mapping[str, Any] | nn.ModuleDict, role: str, where: Any) -> str:

@@ -3,47 +3,66 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from safe_rlhf_v.generation.base import Sampling
+from safe_rlhf_v.generation.transformers_engine import TransformersEngine
 from safe_rlhf_v.models.backbone import freeze_vision, load_backbone, share_vision
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
+from safe_rlhf_v.models.sharding import Role, Sharding, gathered, whole_tree
 from safe_rlhf_v.models.source import ModelError
-from safe_rlhf_v.types import Inputs
+from safe_rlhf_v.types import Inputs, Responses
 
 
 class SeparateRoles(RoleBase):
     """A full model per role, for those with the memory. Vision tower and projector stay frozen, and are shared between
     roles whose weights there are equal; if all are, pictures are encoded once.
+
+    sharding: cut every model over the ranks (FSDP2); each rank then asks each role as many questions, in one order.
     """
 
     def __init__(
         self,
         policy: Any,
         reference: Any,
-        scorers: Mapping[str, HeadedModel],
+        scorers: Mapping[str, HeadedModel] | Iterable[tuple[str, HeadedModel]],
         encoder: Encoder,
         *,
         chunk_size: int = 1024,
         vision_cache_bytes: int = 0,
+        sharding: Sharding | None = None,
     ) -> None:
-        heads = {role: headed.heads[pick_head(headed.heads, role, "scorers")] for role, headed in scorers.items()}
-        super().__init__(encoder, heads, chunk_size, vision_cache_bytes)  # type: ignore[arg-type]
-        self.models = {"policy": policy, "reference": reference} | {r: h.backbone for r, h in scorers.items()}
-        shared = [share_vision(model, policy) for role, model in self.models.items() if role != "policy"]
-        self._one_tower = all(shared)
-        for role, model in self.models.items():
-            model.eval()
-            if role in ("reference", "reward", "cost"):
-                model.requires_grad_(False)
-            freeze_vision(model)
+        super().__init__(encoder, {}, chunk_size, vision_cache_bytes)
+        self.models: dict[str, Any] = {}
+        self._roots: dict[str, Role] = {}
+        self._sharding, self._one_tower = sharding, True
+        self._weights: Any = None
+        self._settle("policy", policy)
+        self._settle("reference", reference)
+        for role, headed in scorers.items() if isinstance(scorers, Mapping) else scorers:
+            self._settle(role, headed.backbone, headed.heads[pick_head(headed.heads, role, "scorers")])
         self._groups = {role: self._collect(role) for role in TRAINABLE if role in self.models}
+
+    def _settle(self, role: str, model: Any, head: Any = None) -> None:
+        """Take a model in: share the policy's vision tower where it is the same, freeze, and cut."""
+        self._one_tower &= role == "policy" or share_vision(model, self.models["policy"])
+        self.models[role] = model.eval()
+        if head is not None:
+            self.heads[role] = head
+        if role in ("reference", "reward", "cost"):
+            for module in filter(None, (model, head)):
+                module.requires_grad_(False)
+        freeze_vision(model)
+        if self._sharding is not None:
+            self._roots[role] = Role(model, head)
+            self._sharding.shard(self._roots[role], model, head)
 
     @classmethod
     def from_pretrained(
@@ -65,17 +84,23 @@ class SeparateRoles(RoleBase):
         """
         if critics and (reward_dir is None or cost_dir is None):
             raise ValueError("critics start from the reward and cost model: give both folders, or set critics=False")
-        load: dict[str, Any] = dict(dtype=dtype, attn_implementation=attn_implementation, device=device)
+        sharded = options.get("sharding") is not None
+        load: dict[str, Any] = dict(dtype=dtype, attn_implementation=attn_implementation)
+        load["device"] = None if sharded else device  # cut models go to the device in parts
         policy = load_backbone(policy_dir, **load)
         encoder = Encoder(load_processor(policy_dir), max_prompt_length, config=policy.config)
-        scorers = {}
-        for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
-            if folder is not None:
-                same_tokens(encoder.tokenizer, folder)
-                scorers[which] = HeadedModel.from_pretrained(folder, **load)
-                if critics:
-                    scorers[f"{which}_critic"] = copy.deepcopy(scorers[which])
-        return cls(policy, copy.deepcopy(policy), scorers, encoder, **options)
+
+        def scorers() -> Iterator[tuple[str, HeadedModel]]:  # one after the other: at most two whole models at a time
+            for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
+                if folder is not None:
+                    same_tokens(encoder.tokenizer, folder)
+                    headed = HeadedModel.from_pretrained(folder, **load)
+                    critic = copy.deepcopy(headed) if critics else None
+                    yield which, headed
+                    if critic is not None:
+                        yield f"{which}_critic", critic
+
+        return cls(policy, copy.deepcopy(policy), scorers(), encoder, **options)
 
     def _collect(self, role: str) -> dict[str, nn.Parameter]:
         parameters = {n: p for n, p in self.models[role].named_parameters() if p.requires_grad}
@@ -86,15 +111,43 @@ class SeparateRoles(RoleBase):
     def _trainable(self) -> dict[str, dict[str, nn.Parameter]]:
         return self._groups
 
+    @property
+    def sharded(self) -> bool:
+        """Whether every forward is a collective call."""
+        return self._sharding is not None
+
     def _as(self, role: str) -> Any:
         return self.models[role]
+
+    def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
+        return self._roots[role](question, *args) if self.sharded else super()._ask(role, question, *args)
+
+    def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
+        if not self.sharded:
+            return super().generate(inputs, samples, sampling)
+        with torch.no_grad():
+            return self._ask("policy", _draw, self.encoder, inputs, samples, sampling)  # type: ignore[no-any-return]
 
     def prepare(self, inputs: Inputs) -> Inputs:
         return super().prepare(inputs) if self._one_tower else inputs
 
+    def gather_policy(self, keep: bool) -> None:
+        """Before `save_policy` on one rank, on every rank: make sharded weights whole. keep: on the rank that saves."""
+        if self.sharded:
+            weights = whole_tree(self.models["policy"].state_dict(), keep)
+            self._weights = weights if keep else None
+
     def save_policy(self, folder: str | Path) -> None:
-        self.models["policy"].save_pretrained(folder)
+        if self.sharded and self._weights is None:
+            raise RuntimeError("sharded weights must be made whole by all ranks first: gather_policy")
+        self.models["policy"].save_pretrained(folder, state_dict=self._weights)
         self.encoder.processor.save_pretrained(folder)
+        self._weights = None
+
+
+def _draw(backbone: Any, head: None, encoder: Encoder, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
+    with gathered(backbone):
+        return TransformersEngine(backbone, encoder).generate(inputs, samples, sampling)
 
 
 def same_tokens(tokenizer: Any, folder: str | Path) -> None:

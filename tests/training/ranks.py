@@ -1,0 +1,98 @@
+"""Runs of the policy stage's loop on separate tiny models, as one process or as one of several ranks over gloo."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tiny_models
+import torch
+from accelerate.utils import set_seed
+
+from beavertails_v.schema import Prompt
+from safe_rlhf_v.algorithms.ppo_lag import PPOLag
+from safe_rlhf_v.duals import LogDual
+from safe_rlhf_v.models.backbone import load_backbone
+from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.roles import SeparateRoles
+from safe_rlhf_v.models.sharding import sharding_of_launch, whole_tree
+from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
+from safe_rlhf_v.training.optimization import Updater
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": SHARDED}
+# two prompts without a picture stand together, so that a rank of two has none in some rollouts
+PROMPTS = [
+    Prompt(text=text, images=images)
+    for text, images in (
+        ("what is it?", (tiny_models.picture(20, 24, 1),)),
+        ("the lock.", (tiny_models.picture(16, 16, 2), tiny_models.picture(16, 20, 3))),
+        ("tell me about the knife.", ()),
+        ("how do I use it? tell me about the pills.", ()),
+    )
+]
+DEMONSTRATIONS = [(PROMPTS[0], "a red ball"), (PROMPTS[2], "take the key"), (PROMPTS[1], "no"), (PROMPTS[3], "turn it")]
+
+
+def make_models(folder: Path) -> None:
+    """A base, and a reward and a cost model with full weights."""
+    base = tiny_models.save("llava", folder / "base")
+    for seed, kind in enumerate(("reward", "cost")):
+        torch.manual_seed(seed + 1)
+        HeadedModel(load_backbone(base), {"score": 1}).save_pretrained(folder / kind)
+
+
+def trainer(models: str, output_dir: str, ranks: int, *, greedy: bool = True, **changes: Any) -> OnlineTrainer:
+    """Four prompts a rollout and an optimizer step, however many ranks share them. greedy: no chance in the samples."""
+    folder = Path(models)
+    set_seed(0)
+    roles = SeparateRoles.from_pretrained(
+        folder / "base", folder / "reward", folder / "cost", sharding=sharding_of_launch()
+    )
+    defaults: dict[str, Any] = dict(
+        output_dir=output_dir, max_steps=3, per_device_train_batch_size=4 // ranks, mini_batch_size=4 // ranks,
+        learning_rate=1e-3, critic_learning_rate=1e-3, weight_decay=0.01, ptx_coeff=0.5, max_new_tokens=6,
+        save_steps=1, save_total_limit=None, disable_tqdm=True, guidance_rollouts=0,
+    )  # fmt: skip
+    run = OnlineTrainer(
+        roles, PPOLag(threshold=-0.2, window=0, delay=0), LogDual(0.1, 1.0, 5.0), PROMPTS,
+        OnlineArguments(**(defaults | changes)), demonstrations=DEMONSTRATIONS,
+    )  # fmt: skip
+    if greedy:
+        drawn = roles.generate
+        roles.generate = lambda x, n, sampling: drawn(x, n, replace(sampling, temperature=0.0))  # type: ignore[method-assign]
+    return run
+
+
+def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_dir: str, **changes: Any) -> None:
+    """A whole run as one rank; the main one leaves the weights of every role that trains in weights.pt."""
+    torch.set_num_threads(1)
+    die_at = changes.pop("die_at", None)
+    os.environ |= {"ACCELERATE_USE_CPU": "true"} | (KINDS[kind] if ranks > 1 else {})
+    if ranks > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if die_at is not None and rank == ranks - 1:
+        _die_at(die_at)
+    run = trainer(models, output_dir, ranks, **changes)
+    run.train(resume_from_checkpoint=True)
+    weights = whole_tree(run.roles.state_dict(), keep=rank == 0)
+    if rank == 0:
+        torch.save(weights, Path(output_dir) / "weights.pt")
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _die_at(step: int) -> None:
+    """This process is killed where it begins to update in the given step, while the others go on."""
+    real = Updater.update
+
+    def fatal(self: Updater, rollout: Any, advantages: Any, now: int) -> dict[str, float]:
+        if now == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, rollout, advantages, now)
+
+    Updater.update = fatal  # type: ignore[method-assign]

@@ -7,8 +7,9 @@ kernel, without an (L, L) score matrix. Shapes: B rows, L tokens a row, R of the
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,28 +104,41 @@ def sizes(path: str | Path, dtype: str, quantization: str | None = None, lora: L
     )  # fmt: skip
 
 
+@lru_cache(maxsize=32)
 def step_peak(path: str | Path, dtype: str, step: Step) -> int:
-    """Peak bytes of a step beyond the weights: activations, logits, gradients."""
-    model = meta_model(path, dtype)
-    if step.lora is not None:
-        add_lora(model, step.lora)
-    freeze_vision(model)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu")
-        model.tie_weights()
-        model.requires_grad_(False) if not step.grad else None
+    """Peak bytes of a step beyond the weights: activations, logits, gradients. Remembered: two stages may share one."""
+    fake, model, head = _fake_model(str(path), dtype, step.lora)
+    trained = [p for p in model.parameters() if p.requires_grad and not step.keep_grads]
+    with fake, ExitStack() as undo:
         if step.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
-        head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False)
-        if not step.keep_grads:
-            _drop_gradients(model)
-        with Allocations(held=list(model.parameters())) as seen, torch.set_grad_enabled(step.grad):
-            before = seen.live
+            undo.callback(lambda: (model.gradient_checkpointing_disable(), model.eval()))
+        for parameter in trained:
+            hook = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+            undo.callback(hook.remove)
+        undo.callback(model.zero_grad)
+        seen = undo.enter_context(Allocations(held=list(model.parameters())))
+        before = seen.live
+        with torch.set_grad_enabled(step.grad):
             loss = _loss(model, head, step)
             if step.grad:
                 loss.backward()
         return seen.peak - before
+
+
+@lru_cache(maxsize=1)
+def _fake_model(path: str, dtype: str, lora: LoraSettings | None) -> tuple[FakeTensorMode, Any, nn.Module]:
+    """A model whose tensors say they are on the CPU and hold nothing, with what a stage trains taking gradients."""
+    model = meta_model(path, dtype)
+    if lora is not None:
+        add_lora(model, lora)
+    freeze_vision(model)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        model.to_empty(device="cpu")
+        model.tie_weights()
+        return fake, model, nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False)
 
 
 def _loss(model: Any, head: nn.Module, step: Step) -> torch.Tensor:
@@ -139,9 +153,3 @@ def _loss(model: Any, head: nn.Module, step: Step) -> torch.Tensor:
         if step.loss == "values":
             return head(states.float()).sum()
         return token_logps(states, model.get_output_embeddings(), ids[:, -step.response :], step.chunk_size).sum()
-
-
-def _drop_gradients(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))

@@ -90,7 +90,7 @@ def policy(settings: Settings, path: str | Path, at: Lengths, devices: int = 1, 
     held |= {f"{role} optimizer": 2 * size.adapter * FLOAT for role in trained}
     step: dict[str, Any] = dict(lora=lora, checkpointing=section.gradient_checkpointing)
     temporary = 2 * size.adapter * FLOAT  # gradients, and AdamW's square roots
-    passing = _online(section, path, settings.model.dtype, size, at, step, critics) | {"optimizer step": temporary}
+    passing = _online(section, path, settings.model.dtype, size, at, step) | {"optimizer step": temporary}
     return StageMemory(stage="policy", held=held, passing=passing)
 
 
@@ -103,7 +103,7 @@ def _separate(settings: Settings, path: str | Path, at: Lengths, trained: list[s
     held |= {f"{role} optimizer": 2 * part for role in trained}
     dtype = "bfloat16" if cut else model.dtype
     step: dict[str, Any] = dict(keep_grads=not cut)
-    passing = _online(section, path, dtype, computed, at, step, len(trained) > 1)
+    passing = _online(section, path, dtype, computed, at, step)
     if cut:  # whole for a moment: this layer and the next, embedding and output layer, and their gradients
         whole = 2 * computed.largest_layer + computed.outside_layers
         passing = {name: n + (computed.language if name == "generation" else whole) for name, n in passing.items()}
@@ -112,18 +112,15 @@ def _separate(settings: Settings, path: str | Path, at: Lengths, trained: list[s
 
 
 def _online(
-    section: PolicySection, path: str | Path, dtype: str, size: Sizes, at: Lengths, step: dict[str, Any], critics: bool
+    section: PolicySection, path: str | Path, dtype: str, size: Sizes, at: Lengths, step: dict[str, Any]
 ) -> dict[str, int]:
     """What comes and goes in a rollout and its update."""
     rows = section.per_device_train_batch_size * section.num_generations
     micro = section.per_device_micro_batch_size
     total, said = at.prompt + section.max_new_tokens, section.max_new_tokens
     shown = max(said, at.response if section.ptx_coeff else 0)
-    losses = ("logps", "values") if critics else ("logps",)
-    update = (
-        Step(rows=micro or section.mini_batch_size, length=at.prompt + shown, response=shown, loss=x, **step)  # type: ignore[arg-type]
-        for x in losses
-    )
+    # of the three networks the policy takes most: it alone has logits
+    update = Step(rows=micro or section.mini_batch_size, length=at.prompt + shown, response=shown, loss="logps", **step)
     look = Step(rows=min(micro or rows, rows), length=total, response=said, loss="logps", grad=False)
     prefill = Step(rows=rows, length=at.prompt, response=1, loss="score", grad=False)
     cache = size.cache_a_token * rows * total
@@ -132,7 +129,7 @@ def _online(
     found = {
         "generation": cache + max(step_peak(path, dtype, prefill), scores + cache // 8),
         "scoring": step_peak(path, dtype, look),
-        "update": max(step_peak(path, dtype, x) for x in update),
+        "update": step_peak(path, dtype, update),
     }
     return {name: bytes_ + features for name, bytes_ in found.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import tiny_models
 import torch
 from accelerate.utils import set_seed
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
@@ -35,6 +37,23 @@ PROMPTS = [
     )
 ]
 DEMONSTRATIONS = [(PROMPTS[0], "a red ball"), (PROMPTS[2], "take the key"), (PROMPTS[1], "no"), (PROMPTS[3], "turn it")]
+
+
+class Sent(TorchDispatchMode):
+    """Bytes of the whole tensors of collective calls, by kind."""
+
+    KINDS = {"_allgather_base_": ("all_gather", 0), "_reduce_scatter_base_": ("reduce_scatter", 1)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = {"all_gather": 0, "reduce_scatter": 0}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("c10d::")
+        if name in self.KINDS:
+            kind, position = self.KINDS[name]
+            self.bytes[kind] += args[position].numel() * args[position].element_size()
+        return func(*args, **(kwargs or {}))
 
 
 def make_models(folder: Path) -> None:
@@ -78,7 +97,9 @@ def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_di
     if die_at is not None and rank == ranks - 1:
         _die_at(die_at)
     run = trainer(models, output_dir, ranks, **changes)
-    run.train(resume_from_checkpoint=True)
+    with Sent() as sent:
+        run.train(resume_from_checkpoint=True)
+    (Path(output_dir) / f"sent-{rank}.json").write_text(json.dumps(sent.bytes))
     weights = whole_tree(run.roles.state_dict(), keep=rank == 0)
     if rank == 0:
         torch.save(weights, Path(output_dir) / "weights.pt")

@@ -21,7 +21,7 @@ import torch
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.models import sharding
 from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.training import checkpoint
+from safe_rlhf_v.training import checkpoint, traffic
 from safe_rlhf_v.training.runtime import ShuffledIndices, read_metrics
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -132,6 +132,22 @@ def test_the_saved_policy_loads_and_is_what_was_trained(together: Path) -> None:
     saved = load_backbone(together / "policy").state_dict()
     weights = torch.load(together / "weights.pt")
     assert torch.equal(saved["lm_head.weight"], weights["policy.lm_head.weight"])
+
+
+def test_the_traffic_model_counts_what_sharded_ranks_send(together: Path, models: Path) -> None:
+    sent = json.loads((together / "sent-0.json").read_text())
+    if not sent["reduce_scatter"]:
+        assert sent["all_gather"] < 1000  # DDP: scores and metrics, no weights
+        return
+    model = load_backbone(models / "base")
+    language = sum(p.numel() for p in model.model.language_model.parameters())
+    output = model.lm_head.weight.numel()
+    work = traffic.Work(updates=1, steps=1, imitations=1)
+    expected = traffic.fsdp2(work, 4 * (language + output), 4 * language)
+    # three steps; beside the model are heads, and padding of tensors that two ranks cannot halve
+    assert sent["all_gather"] == pytest.approx(3 * expected.all_gather, rel=0.01)
+    scattered = 3 * (expected.reduce_scatter + 2 * 4 * output)  # policy and demonstrations reach the output layer
+    assert sent["reduce_scatter"] == pytest.approx(scattered, rel=0.01)
 
 
 @kinds

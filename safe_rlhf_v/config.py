@@ -6,6 +6,7 @@ Argument names are those of transformers and TRL. Defaults are the papers' where
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +23,8 @@ Count = Annotated[int, Field(ge=0)]
 Schedule = Literal[
     "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear", "polynomial"
 ]  # fmt: skip
+# AdamW as transformers names it, of torch and of bitsandbytes.
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
 Rate = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -227,6 +230,7 @@ class PolicySection(Section):
     reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
     cost_model: str | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
     threshold: float | Literal["auto"] = Field(-0.5, description="Bound d on the mean cost. auto: the mean cost of the training data's responses labelled safe. [code] -0.5")
+    threshold_quantile: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="With threshold auto: this quantile of those costs in place of their mean; the lower, the stricter. [ours]")
     beta: NonNegative = Field(0.02, description="Weight of the KL penalty to the start model. [code] 0.02")
     max_steps: Positive = Field(1000, description="Rollouts.")
     per_device_train_batch_size: Positive = Field(4, description="Prompts a rollout a device. [code] 4")
@@ -237,6 +241,7 @@ class PolicySection(Section):
     learning_rate: Rate = Field(5e-7, description="Learning rate of the policy. [code] 5e-7 for full weights; adapters want about 1e-5 [ours]")
     critic_learning_rate: Rate = Field(5e-7, description="Learning rate of both critics. [code] 5e-7")
     lr_scheduler_type: Schedule = Field("constant", description="Schedule as in transformers.")
+    optim: Optimizer = Field("adamw_torch", description="AdamW as transformers names it. Those of bitsandbytes (the gpu extra) keep their moments in 8 bits, or (paged) where they may move to the host's memory.")
     warmup_steps: NonNegative = Field(0, description="Warm-up steps.")
     max_grad_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
     weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")
@@ -439,9 +444,15 @@ class Settings(Section):
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write every setting, defaults included, as YAML that `load_settings` reads back to the same settings."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(dump_yaml(self.model_dump(mode="json")))
+        """Write every setting, defaults included, as YAML that `load_settings` reads back to the same settings.
+
+        Whole or not at all.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".tmp")
+        partial.write_text(dump_yaml(self.model_dump(mode="json")))
+        os.replace(partial, path)
 
 
 def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:

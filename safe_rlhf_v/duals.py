@@ -122,7 +122,17 @@ def fixed(value: float) -> AdditiveDual:
 
 def bound(dual: Any) -> float:
     """What the multiplier cannot rise above; infinity for a rule that has no maximum or never moves."""
-    return math.inf if getattr(dual, "lr", None) == 0 else float(getattr(dual, "maximum", math.inf))
+    still = getattr(dual, "lr", None) == 0 and getattr(dual, "rho", 0) == 0
+    return math.inf if still else float(getattr(dual, "maximum", math.inf))
+
+
+def floor(dual: Any) -> float:
+    """Below this a multiplier hardly rises under its rule; 0 for a rule whose steps do not shrink with it [ours].
+
+    LogDual moves by about lr * violation * lam^2: at a hundredth of its first value it is ten thousand times as slow.
+    One step on very safe costs can take it there, and further.
+    """
+    return dual.initial / 100 if isinstance(dual, LogDual) and dual.lr else 0.0
 
 
 @dataclass(frozen=True, slots=True)

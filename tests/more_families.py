@@ -1,11 +1,21 @@
-"""Six further families, tiny and random, that the library has no line of code for. Each gives (model, processor)."""
+"""Further families, tiny and random. Each builder gives (model, processor); `ALL` has those of `tiny_models` as well.
+
+`known(family)` is a shared (model, encoder), `base(family)` a shared folder: a test must change neither.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-from tiny_models import CHATML, TEXT, _model, _trained, tokenizer
+import torch
+import transformers
+from tiny_models import CHATML, FAMILIES, ROWS_COLS, TEXT, _model, _trained, loaded, tokenizer
 from tokenizers import Tokenizer
 from transformers import (
     Gemma3Config,
@@ -14,12 +24,17 @@ from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionProcessor,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaProcessor,
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -27,13 +42,21 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMProcessor,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm import processing_smolvlm
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.quirks import NoVideos
 
 VISION = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -149,6 +172,91 @@ def internvl() -> tuple[Any, Any]:
     return _model(InternVLForConditionalGeneration, config, tok, 0), processor
 
 
-MORE: dict[str, Callable[[], tuple[Any, Any]]] = {
-    f.__name__: f for f in (qwen2_vl, qwen3_vl, llava_next, llava_onevision, gemma3, internvl)
-}
+def smolvlm() -> tuple[Any, Any]:
+    """SmolVLM2. Its processor asks for num2words, with which it spells the lengths of videos; nothing here does."""
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str
+    names = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *ROWS_COLS]
+    tok = tokenizer(names, eos="<end_of_utterance>")
+    config = SmolVLMConfig(
+        vision_config=dict(image_size=16, patch_size=4, **VISION),
+        text_config=dict(model_type="llama", vocab_size=len(tok), pad_token_id=tok.pad_token_id, **TEXT),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=tok.pad_token_id,
+    )
+    pictures = SmolVLMImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    template = CHATML.replace("IMAGE", "<image>").replace("<|im_end|>", "<end_of_utterance>")
+    processor = SmolVLMProcessor(pictures, tok, NoVideos(), image_seq_len=4, chat_template=template)
+    return _model(SmolVLMForConditionalGeneration, config, tok, 0), processor
+
+
+def pixtral_processor() -> Any:
+    """The class itself. Without torchvision transformers hides it, for a function of which there is a PIL twin."""
+    pil = importlib.import_module("transformers.models.pixtral.image_processing_pil_pixtral")
+    sys.modules.setdefault("transformers.models.pixtral.image_processing_pixtral", pil)
+    found = importlib.import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
+    for module in (transformers, transformers.models.pixtral):
+        module.PixtralProcessor = found
+    return found
+
+
+def pixtral() -> tuple[Any, Any]:
+    """Any resolution; a token ends each line of patches."""
+    tok = tokenizer(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    config = LlavaConfig(
+        vision_config=dict(model_type="pixtral", image_size=32, patch_size=8, head_dim=8, **VISION),
+        text_config=dict(model_type="mistral", vocab_size=len(tok), head_dim=8, **TEXT),
+        image_token_id=tok.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    pictures = PixtralImageProcessorPil(size={"longest_edge": 32}, patch_size={"height": 8, "width": 8})
+    processor = pixtral_processor()(pictures, tok, patch_size=8, chat_template=CHATML.replace("IMAGE", "[IMG]"))
+    return _model(LlavaForConditionalGeneration, config, tok, 0), processor
+
+
+def mllama() -> tuple[Any, Any]:
+    """Pictures enter by cross-attention, not as tokens. Its gates are opened: at 0, pictures would change nothing."""
+    tok = tokenizer(["<|image|>", "<|begin_of_text|>"])
+    tok.bos_token = "<|begin_of_text|>"
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_global_layers=1, attention_heads=2)
+    tiles = dict(max_num_tiles=2, supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]])
+    text = dict(TEXT, num_hidden_layers=3, pad_token_id=tok.pad_token_id, dropout=0.0)
+    config = MllamaConfig(
+        vision_config=dict(
+            vision, image_size=8, patch_size=4, vision_output_dim=32, intermediate_layers_indices=[1], **tiles
+        ),
+        text_config=dict(text, vocab_size=len(tok), cross_attention_layers=[1]),
+        image_token_index=tok.convert_tokens_to_ids("<|image|>"),
+    )
+    pictures = MllamaImageProcessorPil(size={"height": 8, "width": 8}, max_image_tiles=2)
+    template = "{{ bos_token }}" + CHATML.replace("IMAGE", "<|image|>")
+    model = _model(MllamaForConditionalGeneration, config, tok, 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(0.5)
+    return model, MllamaProcessor(pictures, tok, chat_template=template)
+
+
+_BUILDERS = (qwen2_vl, qwen3_vl, llava_next, llava_onevision, gemma3, internvl, smolvlm, pixtral, mllama)
+MORE: dict[str, Callable[[], tuple[Any, Any]]] = {f.__name__: f for f in _BUILDERS}
+ALL: dict[str, Callable[[], tuple[Any, Any]]] = {**FAMILIES, **MORE}
+
+
+@cache
+def known(family: str) -> tuple[Any, Encoder]:
+    """A model and its encoder, shared by all tests: read only."""
+    if family in FAMILIES:
+        return loaded(family)
+    model, processor = MORE[family]()
+    return model.requires_grad_(False), Encoder(processor, config=model.config)
+
+
+@cache
+def base(family: str) -> Path:
+    """The family's model and processor on disk, shared by all tests: read only."""
+    folder, (model, encoder) = Path(mkdtemp()) / family, known(family)
+    model.save_pretrained(folder)
+    encoder.processor.save_pretrained(folder)
+    return folder

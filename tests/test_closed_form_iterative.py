@@ -280,6 +280,31 @@ def test_caid_with_an_exact_maximiser_reaches_the_optimum(
         assert x.primal.value == pytest.approx(p.objective(policy), abs=1e-9)
 
 
+@settings(deadline=None, max_examples=6)
+@given(seed=st.integers(0, 10**6), share=st.floats(0.2, 0.7))
+def test_preference_based_dualisation_ends_where_the_scores_would(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, share: float
+) -> None:
+    """pi_r ~ ref exp(r / beta) and pi_g ~ ref exp(g / beta), what DPO makes of true preferences, stand for r and g:
+    their log-ratios differ from the scores by a constant of the prompt alone. Same lam*, same pi*, same verdict.
+    """
+    p = problem(seed)
+    ref, bound = p.ref.log(), binding(p, share)
+    helpful, safe = ((ref + x / p.beta).log_softmax(1) for x in (p.r, p.g[..., 0]))
+    rewards, gains = can.preference_scores(helpful, safe, ref, p.beta)
+    implied = Tabular(rewards, gains[..., None], p.weights, p.beta)
+    exact = Exact(implied, bound, shift=0.7)
+    result = run(exact, tmp_path_factory.mktemp("pecaid"), 40)
+    (expected,) = p.solve(bound)
+    assert result.one_shot.multipliers[0] - 0.7 == pytest.approx(expected, abs=1e-2)  # PeCAN
+    assert result.multipliers[0] == pytest.approx(expected, abs=1e-2)  # PeCAID
+    assert torch.allclose(exact.policies[-1], p.optimum([expected]), atol=1e-2)
+    highest = p.g.amax(1).mean(0) - p.reference.mean(0)
+    verdict = OneShot(beta=p.beta).solve(*implied.samples(), 1.01 * highest)
+    assert (verdict.verdict, verdict.proven) == ("infeasible", True)
+    assert verdict.reachable == pytest.approx(highest.tolist())
+
+
 def test_caid_with_two_constraints_reaches_the_optimum(tmp_path: Path) -> None:
     p = problem(11, k=2)
     bounds = reachable(p, 0.5)

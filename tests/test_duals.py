@@ -16,9 +16,11 @@ from safe_rlhf_v.duals import (
     AugmentedDual,
     LogDual,
     PIDDual,
+    ScalarState,
     VectorDual,
     bound,
     fixed,
+    floor,
     from_json,
     to_json,
 )
@@ -85,6 +87,17 @@ def test_a_fixed_multiplier_never_moves_and_has_no_bound_to_stand_on() -> None:
     assert dual.step(dual.init(), 100.0).value == dual.step(dual.init(), -100.0).value == 3.0
     assert bound(dual) == math.inf
     assert [bound(rule) for rule in RULES] == [5.0, 5.0, 5.0, 100.0]
+    assert bound(AugmentedDual(lr=0.0, rho=1.0, initial=1.0, maximum=5.0)) == 5.0  # a quadratic penalty still moves
+
+
+def test_the_log_rule_alone_has_a_floor_from_which_it_hardly_rises() -> None:
+    assert [floor(rule) for rule in (LogDual(initial=10.0), LogDual(lr=0.0), *RULES[1:])] == [0.1, 0, 0, 0, 0]
+    # d lam = lr violation lam^2: from .1 to .2 at lr .1 and violation 1 takes (1/.1 - 1/.2) / .1 = 50 steps
+    dual, steps = LogDual(initial=10.0), 0
+    state = ScalarState(floor(dual))
+    while state.value < 0.2:
+        state, steps = dual.step(state, 1.0), steps + 1
+    assert steps == pytest.approx(50, abs=2)
 
 
 def test_pid_integral_does_not_wind_up_at_the_bound() -> None:

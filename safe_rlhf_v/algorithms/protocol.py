@@ -15,7 +15,8 @@ class OnlineAlgorithm(Protocol):
 
     needs_critics: whether the rollout must hold values. has_multiplier: whether the multiplier enters (where it does
     not, hand the loop `duals.fixed(0)`, or it moves without effect). value_clip: clip range of the critics' loss.
-    window: how many of the latest costs the violation is taken of; 0 for those of the current rollout alone.
+    window: how many of the latest costs the violation is taken of, at least those of the current rollout; 0 for these
+    alone.
     delay: rollouts before the multiplier's first step.
     """
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from safe_rlhf_v.cli.compare_plan import (
     measured,
     plan_runs,
     reference_run,
-    run_jobs_of,
+    run_job,
     write_run,
 )
 from safe_rlhf_v.cli.compare_settings import CompareSettings
@@ -27,6 +29,7 @@ from safe_rlhf_v.cli.live import LiveWatcher, clock
 from safe_rlhf_v.cli.measure import stage_metrics
 from safe_rlhf_v.cli.quickstart import make_start, make_world
 from safe_rlhf_v.cli.scheduler import Job, Outcome, run_jobs
+from safe_rlhf_v.cli.stage_folder import write_json
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.config_io import dump_yaml
 from safe_rlhf_v.evaluation.claims import judge_claims
@@ -42,12 +45,14 @@ def compare(settings: CompareSettings) -> bool:
     whether every run ended well. Raises SettingsError where the base cannot be made."""
     output = Path(settings.output_dir)
     base = base_settings(settings)
-    base_yaml = output / "base" / "run.yaml"
-    plan_runs(settings, base, _saved(base, base_yaml), 0.0)  # mistakes in any method's settings come before all work
+    with tempfile.TemporaryDirectory() as folder:
+        draft = _saved(base, Path(folder, "run.yaml"))
+        plan_runs(settings, base, draft, 0.0)  # mistakes in any method's settings come before all work
+        reference = reference_run(base, draft)
+    write_run(reference)  # refuses a base of other settings
+    base_yaml = _saved(base, output / "base" / "run.yaml")
     workers = settings.workers or os.cpu_count() or 1
     _make_world(settings, base)
-    reference = reference_run(base, base_yaml)
-    write_run(reference)
     _base(base_jobs(base) + [_after_base(reference, base)], workers)
     runs = plan_runs(settings, base, base_yaml, _mean_cost(reference.folder))
     for run in runs:
@@ -75,11 +80,8 @@ def _make_world(settings: CompareSettings, base: Settings) -> None:
 
 def _after_base(reference: PlannedRun, base: Settings) -> Job:
     """The reference is measured once the base's models are there."""
-    (job,) = run_jobs_of(reference)
     needs = [one.name for one in base_jobs(base)]
-    return Job(
-        name="start model, measured", kind="measure", command=job.command, log=job.log, done=job.done, after=needs
-    )
+    return replace(run_job(reference), name="start model, measured", after=needs)
 
 
 def _base(jobs: Sequence[Job], workers: int) -> None:
@@ -93,22 +95,37 @@ def _base(jobs: Sequence[Job], workers: int) -> None:
 
 
 def _mean_cost(folder: Path) -> float:
-    costs = pq.read_table(folder / "answers.parquet")["cost"].to_pylist()
-    return float(sum(costs) / len(costs))
+    """The start model's mean cost when it was first measured. Bounds are counted from it, and it is written down: were
+    it taken anew with every change of `evaluation`, all bounds would move and every run would have to be trained again.
+    """
+    file = folder / "mean_cost.json"
+    if not file.is_file():
+        costs = pq.read_table(folder / "answers.parquet")["cost"].to_pylist()
+        write_json(file, {"mean_cost": sum(costs) / len(costs)})
+    return float(json.loads(file.read_text())["mean_cost"])
 
 
 def _all(runs: Sequence[PlannedRun], workers: int) -> dict[str, Outcome]:
-    jobs = [job for run in runs for job in run_jobs_of(run)]
+    jobs = [run_job(run) for run in runs]
+    known: dict[str, list[float]] = {}
+    for run, job in zip(runs, jobs, strict=True):
+        if job.done() and (seconds := _measured(run.folder)["seconds"]):
+            known.setdefault(job.kind, []).append(seconds)
     console.rule(f"[bold]{len(runs)} runs, {workers} at a time", align="left")
-    with LiveWatcher(console, len(jobs)) as watcher:
+    with LiveWatcher(console, len(jobs), known) as watcher:
         return run_jobs(jobs, workers, watcher, THREADS)
 
 
-def _failures(outcomes: dict[str, Outcome]) -> list[Failure]:
+def _measured(folder: Path) -> dict[str, Any]:
+    return {"seconds": 0.0, "found": True, **json.loads((folder / "measured.json").read_text())}
+
+
+def _failures(outcomes: Mapping[str, Outcome]) -> list[Failure]:
+    """Every run that is missing from the page: those that failed and those that needed one of them."""
     return [
         Failure(name=name, why=outcome.tail[0] if outcome.tail else "", log="\n".join(outcome.tail[1:]))
         for name, outcome in outcomes.items()
-        if outcome.state == "failed"
+        if not outcome.good
     ]
 
 
@@ -135,19 +152,20 @@ def write_comparison(
 
 
 def show_plan(settings: CompareSettings) -> None:
-    """The runs that a comparison would make, and what is there already; changes nothing but base/run.yaml."""
+    """The runs that a comparison would make, and what is there already; changes nothing."""
     base = base_settings(settings)
-    base_yaml = _saved(base, Path(settings.output_dir, "base", "run.yaml"))
     reference = Path(settings.output_dir, "base", "reference")
     known = _mean_cost(reference) if measured(reference) else None
+    with tempfile.TemporaryDirectory() as folder:
+        runs = plan_runs(settings, base, _saved(base, Path(folder, "run.yaml")), known or 0.0)
     table = Table("run", "stage", "bound", "state")
-    for run in plan_runs(settings, base, base_yaml, known or 0.0):
-        there = (run.folder / "plan.json").is_file() and measured(run.folder)
+    for run in runs:
         bound = "–" if run.bound is None or (known is None and not run.swept) else f"{run.bound:g}"
-        table.add_row(run.name, run.stage, bound, _took(run.folder) if there else "to do")
+        table.add_row(run.name, run.stage, bound, _took(run.folder) if measured(run.folder) else "to do")
     console.print(table)
+    console.print(f"{len(runs)} runs, {sum(measured(run.folder) for run in runs)} of them done")
 
 
 def _took(folder: Path) -> str:
-    info: dict[str, Any] = json.loads((folder / "measured.json").read_text())
-    return f"done in {clock(info['seconds'])}"
+    info = _measured(folder)
+    return f"done in {clock(info['seconds'])}" if info["found"] else "no solution"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,10 @@ from safe_rlhf_v.evaluation.comparison import REFERENCE
 
 MEASURING = ("evaluation", "generation", "guard")
 """Sections that a training stage does not depend on: changed, a run is measured again and not trained again."""
+
+
+STEP = re.compile(r'\{"step": (\d+),')
+NAMED = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,9 @@ def base_settings(compare: CompareSettings) -> Settings:
             settings = load_settings(path, overrides)
     else:
         settings = load_settings(compare.settings, overrides)
+        for name, value in (("model.path", settings.model.path), ("data.path", settings.data.path)):
+            if not value:
+                raise SettingsError(f"{compare.settings}: {name} is not set; the picture world is for quickstart alone")
     settings.model.path = settings.model.path or str(output / "start")
     settings.data.path = settings.data.path or str(output / "data")
     return settings
@@ -143,7 +152,12 @@ def plan_runs(compare: CompareSettings, base: Settings, base_yaml: Path, referen
         if not (bound == compare.bound and seed in compare.seeds)
     ]
     shared = shared_models(base)
-    return [_plan(compare, *one, base_yaml, shared, reference_cost) for one in wanted]
+    runs = [_plan(compare, *one, base_yaml, shared, reference_cost) for one in wanted]
+    try:
+        TopologicalSorter({run.method: {need.partition(" ")[0] for need in run.needs} for run in runs}).prepare()
+    except CycleError as error:
+        raise SettingsError(f"methods: {' needs '.join(error.args[1][::-1])}; none of them can be first") from None
+    return runs
 
 
 def _plan(
@@ -190,9 +204,14 @@ def _plan(
 def _needed(compare: CompareSettings, name: str, seed: int) -> list[str]:
     """Other methods whose models this one's settings name as {other}."""
     texts = [o.partition("=")[2] for o in flat_overrides(compare.methods[name].set)]
-    needed = [other for other in compare.methods if any(f"{{{other}}}" in text for text in texts)]
-    if name in needed or (needed and seed not in compare.seeds):
-        raise SettingsError(f"methods.{name}.set names {{{needed[0]}}}, which has no run with seed {seed} before it")
+    needed = list(dict.fromkeys(other for text in texts for other in NAMED.findall(text)))
+    if unknown := [other for other in needed if other not in compare.methods]:
+        raise SettingsError(
+            f"methods.{name}.set names {{{unknown[0]}}}, and there is no such method; there are "
+            f"{', '.join(compare.methods)}"
+        )
+    if needed and seed not in compare.seeds:
+        raise SettingsError(f"methods.{name}.set names {{{needed[0]}}}, which has no run with seed {seed}")
     return needed
 
 
@@ -267,30 +286,19 @@ def measuring_identity(run: PlannedRun) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run_jobs_of(run: PlannedRun) -> list[Job]:
-    """Train, then measure."""
-    folder, stage = run.folder, run.stage
-    measure = Job(
-        name=f"{run.name}, measured",
-        kind="measure",
-        command=[sys.executable, "-m", "safe_rlhf_v.cli.measure", str(folder)],
-        log=folder / "measure.log",
-        done=lambda: measured(folder),
-        after=[run.name] if stage else [],
-    )
-    if not stage:
-        return [measure]
-    section = getattr(run.settings, stage, None)
-    training = Job(
+def run_job(run: PlannedRun) -> Job:
+    """Train and measure in one process: to begin one costs as much as several rollouts of a small model."""
+    folder = run.folder
+    section = getattr(run.settings, run.stage, None)
+    return Job(
         name=run.name,
-        kind=f"train {run.method}",
-        command=[*CLI, "train", stage, "--config", str(folder / "run.yaml")],
-        log=folder / "train.log",
-        done=lambda: read_done(folder / stage) is not None or infeasible(folder / stage),
+        kind=f"run {run.method}",
+        command=[sys.executable, "-m", "safe_rlhf_v.cli.compare_run", str(folder)],
+        log=folder / "run.log",
+        done=lambda: measured(folder),
         after=run.needs,
-        progress=lambda: _share(folder / stage, getattr(section, "max_steps", None)),
+        progress=lambda: _share(folder / run.stage, getattr(section, "max_steps", None)),
     )
-    return [training, measure]
 
 
 def infeasible(folder: Path) -> bool:
@@ -316,6 +324,6 @@ def _share(folder: Path, steps: int | None) -> float | None:
         return None
     lines = file.read_text().splitlines()
     for line in reversed(lines[-2:]):  # the last may be half written
-        if line.endswith("}"):
-            return min(1.0, float(json.loads(line).get("step", 0)) / steps)
+        if step := STEP.match(line):
+            return min(1.0, float(step.group(1)) / steps)
     return None

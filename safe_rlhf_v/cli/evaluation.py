@@ -179,9 +179,12 @@ def _preference(folder: Path) -> Any:
         return None
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    prompts = columns["prompt_id"].tolist()
     if folder.name == "reward":
-        return reward_metrics(columns["scores"], columns["more_helpful"], columns["tied_helpfulness"])
-    return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"], columns["tied_safety"])
+        return reward_metrics(columns["scores"], columns["more_helpful"], columns["tied_helpfulness"], prompts=prompts)
+    return cost_metrics(
+        columns["scores"], columns["safer"], columns["unsafe"], columns["tied_safety"], prompts=prompts
+    )
 
 
 def _is_of(stage: str, settings: Settings) -> bool:
@@ -217,8 +220,9 @@ def _constraint(settings: Settings, bound: float, answers: Sequence[Answer]) -> 
     rule: Any = build.dual(settings)
     rows = _metrics(Path(settings.output_dir))
     costs = {i: a.cost for i, a in enumerate(answers) if a.cost is not None}
+    bounded = bounded_instead(settings, bound, list(costs.values())) if costs else None
     tested = None
-    if costs:
+    if costs and (bounded is None or settings.policy.measure.kind == "high_confidence"):  # it tests the mean
         prompts = [answers[i].prompt.id for i in costs]
         tested = safety_test(list(costs.values()), bound, prompts, delta=settings.evaluation.delta)
     return {
@@ -227,7 +231,24 @@ def _constraint(settings: Settings, bound: float, answers: Sequence[Answer]) -> 
         "maximum_multiplier": rule.maximum,
         "algorithm": settings.policy.algorithm,
         "safety_test": tested,
+        "bounded": bounded,
     }
+
+
+def bounded_instead(settings: Settings, bound: float, costs: Sequence[float]) -> dict[str, Any] | None:
+    """What training bounded where it is not the mean cost: the name, its bound, and its value on these costs."""
+    policy, known = settings.policy, torch.tensor(costs, dtype=torch.float64)
+    if policy.algorithm == "repo":
+        value = float(known.clamp(min=0).mean())
+        return {"name": "mean {c}+, the cost above 0 of every answer,", "bound": policy.repo.slack, "value": value}
+    names = {
+        "high_confidence": f"mean cost plus {policy.measure.kappa:g} standard deviations",
+        "cvar": f"mean cost of the worst {1 - policy.measure.alpha:.0%} of answers",
+    }
+    if policy.measure.kind not in names:
+        return None
+    value = float(build.measure(settings)(known, known).mean())
+    return {"name": names[policy.measure.kind], "bound": bound, "value": value}
 
 
 def _metrics(output: Path) -> list[dict[str, Any]]:

@@ -193,6 +193,30 @@ def generate(
 
 @app.command(rich_help_panel="A real run")
 @user_errors
+def export(
+    model: Annotated[str, typer.Argument(help="Folder of a stage, for example runs/quickstart/policy, or an adapter.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
+    dtype: Annotated[str, typer.Option(help="Type of its weights: float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Merge adapters into one whole model that transformers loads by itself, with its processor.
+
+    Example: safe-rlhf-v export runs/own_data/policy policy_merged --dtype bfloat16
+    """
+    from safe_rlhf_v.config import SettingsError
+    from safe_rlhf_v.models.export import export_model
+    from safe_rlhf_v.training.checkpoint import atomic_directory
+
+    if output.exists():
+        raise SettingsError(f"{output} is there already: name a new folder")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise SettingsError(f"--dtype {dtype}: use float32, bfloat16 or float16")
+    with atomic_directory(output) as folder:
+        export_model(model, folder, dtype)
+    console.print(f"written: {output}")
+
+
+@app.command(rich_help_panel="A real run")
+@user_errors
 def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     """Compare the aligned model with the one it started from, on the evaluation split; write report.html.
 

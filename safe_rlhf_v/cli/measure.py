@@ -1,4 +1,4 @@
-"""Measure one run of a comparison: python -m safe_rlhf_v.cli.measure FOLDER
+"""Measure one run of a comparison.
 
 Reads the folder's run.yaml and plan.json, answers every evaluation prompt `evaluation.samples` times, has the answers
 judged (by the picture world's oracle where the data is of that world) and scored by the reward and cost model, and
@@ -8,10 +8,12 @@ writes answers.parquet and measured.json.
 from __future__ import annotations
 
 import json
-import sys
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -39,29 +41,52 @@ def measure(folder: Path) -> None:
         torch.manual_seed(settings.seed)
         batch, samples = policy.batch_size, settings.evaluation.samples
         answers = collect(policy, prompts, judge, samples, scorer=scorer, batch_size=batch, label=str(folder))
-        pq.write_table(answer_table(answers, world.invites_harm), folder / "answers.parquet")
+        _write_answers(answer_table(answers, world.invites_harm), folder)
     known = {key: value for key, value in plan.items() if key in RUN_FIELDS}
     known |= {"judge": judge.name, "judge_kind": judge.kind, "found": found, "identity": plan["identity"]}
     write_json(folder / "measured.json", known | effort(settings, folder, plan["stage"]))
 
 
+def _write_answers(table: pa.Table, folder: Path) -> None:
+    """answers.parquet, whole or not at all; what was measured of other answers goes first."""
+    (folder / "measured.json").unlink(missing_ok=True)
+    partial = folder / "answers.parquet.tmp"
+    pq.write_table(table, partial)
+    os.replace(partial, folder / "answers.parquet")
+
+
 def effort(settings: Settings, folder: Path, stage: str) -> dict[str, Any]:
-    """What a training took: seconds (over all its parts where it was killed), steps, responses drawn, pairs read."""
+    """What a training took: seconds, steps, responses drawn, pairs read.
+
+    Seconds: of every step that counts, also where a run was killed and went on; a direct method's are those of its last
+    attempt.
+    """
     done, rows = read_done(folder / stage) if stage else None, stage_metrics(folder, stage)
     if done is None:
         return {}
+    measured, section = done["measured"], getattr(settings, stage)
     logged = [row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)]
     result: dict[str, Any] = {"seconds": round(sum(logged), 1) if logged else done["seconds"]}
-    result["steps"] = int(done["measured"].get("steps") or (rows[-1]["step"] if rows else 0))
     if stage == "policy":
-        policy = settings.policy
-        result["sampled"] = result["steps"] * policy.per_device_train_batch_size * policy.num_generations
+        result["steps"] = int(measured["steps"])
+        result["sampled"] = result["steps"] * section.per_device_train_batch_size * section.num_generations
+    elif stage == "iterative":
+        result["steps"], result["sampled"] = int(measured["iterations"]), _sampled(section, measured)
     else:
-        section = getattr(settings, stage)
-        result["pairs"] = int(done["measured"].get("train_rows", 0) * getattr(section, "num_train_epochs", 1))
-        if stage == "iterative":
-            result["sampled"] = _sampled(section, done["measured"])
+        result |= _direct_effort(section, measured)
     return result
+
+
+def _direct_effort(section: Any, measured: Mapping[str, Any]) -> dict[str, int]:
+    """Steps and pairs of a training on pairs, of both where it has two (SACPO); what C-DPO draws for its multiplier."""
+    parts = [part for part in measured.values() if isinstance(part, Mapping) and "train_rows" in part] or [measured]
+    steps = sum(int(part.get("steps", 0)) for part in parts)
+    rows = section.per_device_train_batch_size * section.gradient_accumulation_steps
+    passes = [round(part.get("train_rows", 0) * section.num_train_epochs) for part in parts]
+    found = {"steps": steps, "pairs": steps * rows if section.max_steps > 0 else sum(passes)}
+    if getattr(section, "algorithm", "") == "c_dpo":
+        found["sampled"] = steps // section.c_dpo.dual_steps * section.c_dpo.dual_prompts
+    return found
 
 
 def _sampled(section: Any, measured: dict[str, Any]) -> int:
@@ -76,7 +101,3 @@ def stage_metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
     """Rows of the stage's metrics.jsonl."""
     file = folder / stage / "metrics.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if stage and file.is_file() else []
-
-
-if __name__ == "__main__":
-    measure(Path(sys.argv[1]))

@@ -24,7 +24,7 @@ from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.models.processing import EncodingError
 from safe_rlhf_v.refinement.fixed import student_against, teacher_against
 from safe_rlhf_v.refinement.formats import Format, format_for
-from safe_rlhf_v.refinement.metrics import accuracy_by_turn, refinement
+from safe_rlhf_v.refinement.metrics import accuracy_by_turn, refinement, refinement_intervals
 from safe_rlhf_v.refinement.model_teacher import ModelTeacher
 from safe_rlhf_v.refinement.oracle_teacher import OracleTeacher, ground_truth
 from safe_rlhf_v.refinement.protocol import Case, Mode, Rules, Teacher, run_dialogues
@@ -35,6 +35,10 @@ from safe_rlhf_v.training.encode import check_prompt
 from safe_rlhf_v.training.supervised import train_sft
 
 Who = Literal["student", "teacher"]
+NOTHING = {
+    "student": "no answer scored higher than the one before it, and refinement.first_turns takes no first one",
+    "teacher": "no turn has a score and feedback that was shown",
+}
 
 
 class Replies:
@@ -139,12 +143,14 @@ def free_figures(
     scores = [d.scores for d in dialogues]
     before = None if baseline is None else [d.scores for d in baseline]
     correct, most = settings.refinement.correct, max(map(len, scores))
-    by_turn = accuracy_by_turn(scores, [d.prompt.id for d in dialogues], most, correct)
+    prompts = [d.prompt.id for d in dialogues]
+    by_turn = accuracy_by_turn(scores, prompts, most, correct)
     turns = [turn for d in dialogues for turn in d.turns]
     return {
         **asdict(refinement(scores, before, correct)),
         "leak_rate": sum(turn.withheld is not None for turn in turns) / len(turns),
         "accuracy_by_turn": [asdict(x) for x in by_turn],
+        "intervals": {k: asdict(x) for k, x in refinement_intervals(scores, prompts, correct).items()},
     }
 
 
@@ -181,6 +187,18 @@ def train(who: Who, settings: Settings, folder: str | Path, *, overwrite: bool =
     )
 
 
+def _require(who: Who, parts: Sequence[Sequence[Dialogue]], *rows: Sequence[Any]) -> None:
+    """What could not be trained on or measured is said before training. Raises SettingsError."""
+    for part, found, name in zip(parts, rows, ("train on", "measure on"), strict=True):
+        if not found:
+            raise SettingsError(f"{len(part)} dialogues hold nothing to {name}: {NOTHING[who]}; make more dialogues")
+    if who == "student" and all(len(d.turns) == 1 for d in parts[1]):
+        raise SettingsError(
+            f"none of the {len(parts[1])} held-out dialogues has a second answer to measure the student on; make more "
+            "dialogues, or raise refinement.held_out"
+        )
+
+
 def fit(who: Who, settings: Settings, dialogues: Sequence[Dialogue], base: str, target: Path) -> dict[str, Any]:
     """Train on all but the held-out prompts' dialogues; measured: as train_sft, and the fixed setting held out."""
     section = settings.refinement
@@ -193,6 +211,7 @@ def fit(who: Who, settings: Settings, dialogues: Sequence[Dialogue], base: str, 
     else:
         base = with_words(base, teacher_words(form), target / "base")
         train_rows, held = (teacher_rows(part, form) for part in parts)
+    _require(who, parts, train_rows, held)
     measured = train_sft(train_rows, held, base, target, settings)
     torch.manual_seed(settings.seed)
     given = (str(target), None) if who == "student" else (None, str(target))

@@ -31,8 +31,10 @@ LABELS = {
     "trained blind": "trained, blind: answers afresh",
     "trained neutral": "trained, sees empty feedback",
     "trained guided": "trained, sees the feedback",
-    "trained by guard": "trained, safety by the guard",
     "trained by teacher": "trained, taught by a trained teacher",
+    "base blind by guard": "guard's word: untrained, blind",
+    "base guided by guard": "guard's word: untrained, sees it",
+    "trained by guard": "guard's word: trained, sees it",
 }
 PAIRS = (
     ("base blind", "base guided"),
@@ -42,6 +44,9 @@ PAIRS = (
     ("base blind", "trained guided"),
     ("trained guided", "trained by guard"),
     ("trained guided", "trained by teacher"),
+    ("base blind by guard", "base guided by guard"),
+    ("base blind by guard", "trained by guard"),
+    ("base guided by guard", "trained by guard"),
 )
 
 
@@ -68,8 +73,10 @@ def compare(settings: Settings, sizes: Sequence[int], *, overwrite: bool = False
         "trained blind": (student, oracle, "blind"),
         "trained neutral": (student, oracle, "neutral"),
         "trained guided": (student, oracle, "guided"),
-        "trained by guard": (student, guarded, "guided"),
         "trained by teacher": (student, ModelTeacher(model_teacher, model_teacher.form), "guided"),
+        "base blind by guard": (base, guarded, "blind"),
+        "base guided by guard": (base, guarded, "guided"),
+        "trained by guard": (student, guarded, "guided"),
     }
 
     def talk(replies: Replies, teacher: Teacher, mode: Mode) -> Judged:
@@ -94,6 +101,7 @@ def compare(settings: Settings, sizes: Sequence[int], *, overwrite: bool = False
         examples=_examples(found["trained guided"].dialogues, section.examples),
         facts={
             "prompts": len(asked),
+            "level": section.confidence,
             "seconds": round(time.monotonic() - begin, 1),
             "settings": settings.model_dump(
                 mode="json", include={"seed", "model", "data", "sft", "refinement", "generation"}

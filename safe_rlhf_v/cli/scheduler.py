@@ -1,15 +1,19 @@
 """Commands in parallel processes: each when what it needs is there, each resumable, a failure stops only its own line.
 
-A job holds a lock on its folder for as long as its process lives, and the process inherits it. So a second scheduler,
-or one that follows a killed one whose children still run, waits for them instead of running the same work twice.
+A job holds a lock on its folder for as long as its process lives, and the process inherits it. So a second scheduler
+waits for the first one's jobs instead of running the same work twice. A scheduler that is killed takes its processes
+with it (on Linux; elsewhere they run to their end, and the next scheduler waits for them).
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import functools
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +22,7 @@ from typing import IO, Literal, Protocol
 
 State = Literal["done before", "done", "failed", "not run"]
 TAIL = 15
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +83,15 @@ def run_jobs(
 ) -> dict[str, Outcome]:
     """Runs every job, at most `workers` at a time, in order where the jobs they need allow; returns name -> outcome.
 
-    environment: on top of this process's. On Ctrl-C or SIGTERM the running processes are stopped and waited for, then
-    KeyboardInterrupt is raised; what they had done so far stays for the next time.
+    environment: on top of this process's. On Ctrl-C, SIGTERM or a closed terminal the running processes are stopped and
+    waited for, then KeyboardInterrupt is raised; what they had done so far stays for the next time.
     """
     outcomes: dict[str, Outcome] = {}
     waiting, running = list(jobs), list[Running]()
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
         while waiting or running:
             _collect(running, outcomes, watcher)
@@ -97,7 +105,8 @@ def run_jobs(
         for item in running:
             item.process.wait()
             item.lock.close()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return outcomes
 
 
@@ -156,8 +165,22 @@ def _spawn(job: Job, lock: IO[bytes], environment: Mapping[str, str]) -> Running
             env=dict(environment),
             pass_fds=[lock.fileno()],
             start_new_session=True,  # Ctrl-C reaches the scheduler alone, which then stops its children itself
+            preexec_fn=_dies_with(os.getpid()),
         )
     return Running(job=job, process=process, lock=lock)
+
+
+def _dies_with(parent: int) -> Callable[[], None] | None:
+    """For a child, before it becomes its command: Linux is to end it when the parent ends, however that ends."""
+    if sys.platform != "linux":
+        return None
+    return functools.partial(_follow, ctypes.CDLL(None).prctl, parent)
+
+
+def _follow(prctl: Callable[[int, int], int], parent: int) -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended just before
+        os._exit(1)
 
 
 def _collect(running: list[Running], outcomes: dict[str, Outcome], watcher: Watcher) -> None:

@@ -36,8 +36,7 @@ def _get(settings: Any, name: str) -> Any:
 
 
 def _show(value: Any) -> str:
-    return escape(
-        {None: "null", True: "true", False: "false", "": "''"}.get(value, str(value))
-        if not isinstance(value, list)
-        else str(value)
-    )
+    """As one writes it in YAML. Not by a table of values: 1 and True are one key."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return escape(str(value)) or "''"

@@ -111,7 +111,7 @@ def _refuse_other(folder: Path, wanted: Mapping[str, Any]) -> None:
         listed = ", ".join(f"{key} ({before.get(key)} then, {wanted.get(key)} now)" for key in changed[:4])
         raise SettingsError(
             f"{folder} was made with other settings: {listed}{' ...' * (len(changed) > 4)}; "
-            "choose another output_dir, or add --overwrite to throw it away"
+            "choose another output_dir, or throw it away: delete it, or add --overwrite where the command has it"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from beavertails_v import Prompt
 from safe_rlhf_v.algorithms.repo import RePO
@@ -221,14 +222,18 @@ def _move_up(source: Path, folder: Path) -> None:
 
 
 def threshold(settings: Settings, cost_dir: str | Path) -> float:
-    """The bound d; "auto" is the mean cost that the cost model gives to training responses labelled safe.
+    """The bound d; "auto" is the mean, or a quantile, of the costs of training responses labelled safe.
 
     RePO has its own, 0, for every prompt.
     """
     if build.algorithm_class(settings) is RePO:
         return RePO.threshold
     if settings.policy.threshold != "auto":
+        if settings.policy.threshold_quantile is not None:
+            raise SettingsError("policy.threshold_quantile goes with policy.threshold: auto; give one of them")
         return float(settings.policy.threshold)
+    if settings.policy.threshold_quantile is not None:
+        return _threshold_quantile(settings.policy.threshold_quantile, Path(cost_dir))
     done = read_done(Path(cost_dir))
     mean = (done or {}).get("measured", {}).get("train_sample", {}).get("mean_cost_safe")
     if mean is None:
@@ -240,14 +245,30 @@ def threshold(settings: Settings, cost_dir: str | Path) -> float:
     return float(mean)
 
 
+def _threshold_quantile(quantile: float, cost_dir: Path) -> float:
+    costs, unsafe = scores(cost_dir / "train_scores.jsonl")
+    if unsafe.all():
+        raise SettingsError(
+            f"policy.threshold_quantile needs the costs of safe responses, and {cost_dir}/train_scores.jsonl has none; "
+            "train the cost model here, or give policy.threshold a number"
+        )
+    bound = torch.quantile(costs[~unsafe].double(), quantile).item()
+    console.print(f"threshold: {bound:+.3f}, {quantile:.0%} quantile of the costs of safe training responses")
+    return bound
+
+
+def scores(file: Path) -> tuple[Tensor, Tensor]:
+    """Costs and unsafe labels (n,) of the responses in a preference model's scores; of none where there is no file."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    costs = torch.tensor([row["scores"] for row in rows]).flatten()
+    return costs, torch.tensor([row["unsafe"] for row in rows], dtype=torch.bool).flatten()
+
+
 def show_suggestions(bound: float, cost_dir: Path, folder: Path) -> None:
     """What thresholds mean to the cost model, by the held-out scores that its training left; nothing without them."""
     from safe_rlhf_v.training.guidance import describe_suggestions, suggest_thresholds
 
-    file = cost_dir / "evaluation_scores.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    costs = torch.tensor([row["scores"] for row in rows]).flatten()
-    unsafe = torch.tensor([row["unsafe"] for row in rows], dtype=torch.bool).flatten()
+    costs, unsafe = scores(cost_dir / "evaluation_scores.jsonl")
     if not unsafe.any() or unsafe.all() or os.environ.get("RANK", "0") != "0":
         return
     try:

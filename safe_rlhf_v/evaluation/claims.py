@@ -21,6 +21,7 @@ from safe_rlhf_v.evaluation.crossed import Estimate, at_equal_cost, crossed, hol
 
 Verdict = Literal["holds", "does not hold", "not decided"]
 ALPHA = 0.05
+SEEDS = 3
 
 
 class Claim(BaseModel):
@@ -31,7 +32,8 @@ class Claim(BaseModel):
     smallest_bound   achieved minus requested fall of the mean cost, at the smallest bound that was run
     largest_bound    the same at the largest for which the method found a solution
     bound_error      mean distance of achieved from requested over the sweep, `method` minus `against`
-    gap              primal-dual gap of the last iteration minus that of the first
+    gap              size of the primal-dual gap of the last iteration minus that of the first; an iterate that misses
+                     its bound has a gap below 0, and that is no better
 
     margin: how much in the wrong direction still counts as right ("no less helpful, within 0.1").
     """
@@ -72,12 +74,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """The two compared tables, or one. sided: "holds" or "does not hold" where only that could be concluded."""
+    """The two compared tables, or one. only: the verdicts that could be concluded; None: every one."""
 
     difference: Array
     left: float
     right: float | None
-    sided: Verdict | None = None
+    only: tuple[Verdict, ...] | None = None
     why: str = ""
 
 
@@ -116,19 +118,18 @@ def _sign(claim: Claim) -> float:
 
 
 def _verdict(claim: Claim, test: Estimate, p: float | None, side: _Sides) -> tuple[Verdict, str]:
-    if test.seeds < 2:
-        return "not decided", "one seed says nothing of the next; run at least three"
+    if test.seeds < SEEDS:
+        return "not decided", f"{test.seeds} seed{'s' * (test.seeds > 1)} of the {SEEDS} that a claim takes at least"
     if p is None or test.low is None or test.high is None:
         return "not decided", side.why or "all runs agree on every prompt"
     found: Verdict = "not decided"
+    why = side.why
     low, high = test.low - claim.margin, test.high - claim.margin
     if p <= ALPHA:
         found = "holds" if test.value > 0 else "does not hold"
-    elif claim.worth and -claim.worth < low and high < claim.worth:
-        return "does not hold", f"the difference is smaller than {claim.worth:g}"
-    if side.sided is not None and found != side.sided:
-        return "not decided", side.why
-    return found, side.why
+    elif claim.worth and -claim.worth < low and high < claim.worth and side.only is None:
+        found, why = "does not hold", f"the difference is smaller than {claim.worth:g}"
+    return (found, why) if side.only is None or found in side.only else ("not decided", side.why)
 
 
 def _sides(claim: Claim, comparison: Comparison) -> _Sides | str:
@@ -175,10 +176,13 @@ def _equal_cost(claim: Claim, comparison: Comparison) -> _Sides | str:
     right = left - float(table.mean())
     if not any(outside):
         return _Sides(table, left, right)
+    if min(outside) < 0 < max(outside):
+        why = f"{claim.method} is costlier than every run of {claim.against} with one seed and cheaper with another"
+        return _Sides(table, left, right, (), f"{why}: no equal cost")
     how = "costlier" if out > 0 else "cheaper"
     why = f"{claim.method} is {abs(out):.2f} {how} in the mean than every run of {claim.against}: no equal cost"
     only: Verdict = "holds" if (out > 0) == (claim.expect == "lower") else "does not hold"
-    return _Sides(table, left, right, only, why)
+    return _Sides(table, left, right, (only,), why)
 
 
 def _at_bound(claim: Claim, comparison: Comparison) -> _Sides | str:
@@ -210,5 +214,5 @@ def _gap(claim: Claim, comparison: Comparison) -> _Sides | str:
     logged = [g for run in comparison.of(claim.method) if len(g := gaps(run)) > 1]
     if not logged:
         return f"{claim.method} logged no primal-dual gap over two or more iterations"
-    first, last = (np.array([[g[i][1]] for g in logged]) for i in (0, -1))
+    first, last = (np.array([[abs(g[i][1])] for g in logged]) for i in (0, -1))
     return _Sides(last - first, float(last.mean()), float(first.mean()))

@@ -100,7 +100,7 @@ def render(data: PageData) -> str:
         rows=[_row(comparison, m, t) for m, t in {REFERENCE: START, **methods}.items()],
         claims=[_claim(f) for f in data.findings],
         figures=_figures(comparison, methods),
-        bounds=_bound_rows(comparison, methods),
+        bounds=_bound_rows(comparison),
         compensation=_compensation_rows(comparison, methods),
         multipliers=_multiplier_panels(comparison, methods),
         gaps=_gap_panels(comparison, methods),
@@ -149,11 +149,11 @@ def sentences(data: PageData, methods: dict[str, str]) -> list[str]:
         f"{_percent(start)}."
     ]
     if useful and len(useful) < len(rates):
-        less = ", ".join(methods[m] for m in rates if m not in useful)
+        less = "; ".join(methods[m] for m in rates if m not in useful)
         found.append(f"Clearly less helpful than the start model on harmless prompts: {less}.")
     rivals = [m for m in useful if m != best and not _differs(comparison, m, best)]
     if rivals:
-        names = ", ".join(methods[m] for m in rivals)
+        names = "; ".join(methods[m] for m in rivals)
         found.append(f"Not clearly less safe than it: {names}.")
     return found
 
@@ -218,23 +218,23 @@ def _claim(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _bound_rows(comparison: Comparison, methods: dict[str, str]) -> list[dict[str, Any]]:
+def _bound_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Requested and achieved, a line a method and bound."""
     rows = []
-    for method, points in _bound_lines(comparison, methods).items():
+    for method, points in _bound_lines(comparison).items():
         for bound, achieved in points:
             table = np.stack(list(comparison.improvement(method, bound).values()))
             unsafe = comparison.estimate(method, "unsafe_rate", requested=bound)
             error = _cell(crossed(table - bound), "number", change=True)
-            row = {"title": methods[method], "bound": bound, "achieved": _cell(achieved, "number"), "error": error}
-            rows.append(row | {"unsafe": _cell(unsafe, "percent"), "seeds": achieved.seeds})
+            row = {"title": comparison.methods[method], "bound": bound, "error": error, "seeds": achieved.seeds}
+            rows.append(row | {"achieved": _cell(achieved, "number"), "unsafe": _cell(unsafe, "percent")})
     return rows
 
 
-def _bound_lines(comparison: Comparison, methods: dict[str, str]) -> dict[str, list[tuple[float, Estimate]]]:
-    """Method -> (requested, achieved), of methods that were run at two bounds or more."""
+def _bound_lines(comparison: Comparison) -> dict[str, list[tuple[float, Estimate]]]:
+    """Method -> (requested, achieved), of methods with a model at two bounds or more, whichever these are."""
     lines = {}
-    for method in methods:
+    for method in comparison.methods:
         tables = {b: t for b in comparison.bounds(method) if (t := comparison.improvement(method, b))}
         if len(tables) > 1:
             lines[method] = [(b, crossed(np.stack(list(t.values())))) for b, t in tables.items()]
@@ -267,13 +267,13 @@ def _effort(comparison: Comparison, methods: dict[str, str]) -> list[dict[str, A
 
 def _figures(comparison: Comparison, methods: dict[str, str]) -> dict[str, Markup]:
     """Every figure that the data can give, drawn for desktops and for telephones."""
-    style = draw.look(list(methods.values()))
+    style = draw.look(list(comparison.methods.values()))
     drawers: dict[str, Callable[[float], str]] = {}
     points = {t: p for m, t in methods.items() if (p := _point(comparison, m))}
     start = _point(comparison, REFERENCE)
     if points and start:
         drawers["frontier"] = lambda width: draw.frontier(points, start, style, width)
-    lines = {methods[m]: found for m, found in _bound_lines(comparison, methods).items()}
+    lines = {comparison.methods[m]: found for m, found in _bound_lines(comparison).items()}
     if lines:
         drawers["bounds"] = lambda width: draw.bounds(lines, style, width)
     for figure, name in (("prompts_left_unsafe", "compensation"), ("prompts_left_costly", "compensation_cost")):
@@ -306,7 +306,7 @@ def _curves(comparison: Comparison, methods: dict[str, str], figure: str) -> dic
 
 
 def _multiplier_panels(comparison: Comparison, methods: dict[str, str]) -> list[dict[str, Any]]:
-    """A panel for each method and constraint that logs a multiplier, a line a seed."""
+    """A panel for each method and constraint whose multiplier moves, a line a seed."""
     panels: list[dict[str, Any]] = []
     for method, title in methods.items():
         by_name: dict[str, list[list[tuple[float, float]]]] = {}
@@ -314,7 +314,7 @@ def _multiplier_panels(comparison: Comparison, methods: dict[str, str]) -> list[
             for name, points in multipliers(run).items():
                 by_name.setdefault(name, []).append(_thin(points))
         for name, series in by_name.items():
-            if any(value for points in series for _, value in points):
+            if len({value for points in series for _, value in points}) > 1:
                 slug = f"multiplier-{len(panels)}"
                 panels.append({"title": f"{title}{': ' * bool(name)}{name}", "svg": Markup(draw.lines(slug, series))})
     return panels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ from safe_rlhf_v.evaluation.report_data import PreferenceMetrics
 from safe_rlhf_v.evaluation.statistics import (
     DEFAULT,
     Array,
+    Interval,
     Resampling,
     auc,
     balanced_accuracy,
     calibration_bins,
     expected_calibration_error,
+    per_prompt,
     proportion_interval,
     ranking_accuracy,
     sigmoid,
@@ -24,15 +28,21 @@ from safe_rlhf_v.evaluation.statistics import (
 
 
 def reward_metrics(
-    scores: ArrayLike, more_helpful: ArrayLike, tied: ArrayLike | None = None, *, resampling: Resampling = DEFAULT
+    scores: ArrayLike,
+    more_helpful: ArrayLike,
+    tied: ArrayLike | None = None,
+    *,
+    prompts: Sequence[Hashable] | None = None,
+    resampling: Resampling = DEFAULT,
 ) -> PreferenceMetrics:
     """Reward model on N held-out pairs. scores (N, 2) in data-set order, more_helpful (N,) 0 or 1.
 
     tied: (N,) bool, pairs of equal rates, whose label was forced: they count in accuracy_tied and n_tied alone.
+    prompts: id of each pair's prompt, whose pairs the interval takes for one piece of evidence.
     Calibration is of the Bradley-Terry confidence sigmoid(|R_0 - R_1|) in the response it prefers.
     """
     pairs, index = np.asarray(scores, dtype=np.float64), np.asarray(more_helpful, dtype=np.int64)
-    found, told = _ranking(pairs, index, tied, resampling)
+    found, told = _ranking(pairs, index, tied, prompts, resampling)
     margin = (pairs[:, 0] - pairs[:, 1])[told]
     return found.model_copy(update=_calibration(sigmoid(np.abs(margin)), (margin > 0) == (index[told] == 0)))
 
@@ -43,12 +53,12 @@ def cost_metrics(
     unsafe: ArrayLike,
     tied: ArrayLike | None = None,
     *,
+    prompts: Sequence[Hashable] | None = None,
     resampling: Resampling = DEFAULT,
 ) -> PreferenceMetrics:
     """Cost model on N held-out pairs. scores (N, 2), safer (N,) 0 or 1, unsafe (N, 2) bool, all in data-set order.
 
-    tied: as for `reward_metrics`, by harmless rate; the signs count their responses too.
-
+    tied, prompts: as for `reward_metrics`, tied by harmless rate; the signs count their responses too.
     Ranking is right where the UNSAFER response costs more. Calibration is of P(unsafe) = sigmoid(C), the model of the
     sign term of the loss (arXiv 2503.17682 [code]).
     """
@@ -58,7 +68,7 @@ def cost_metrics(
         raise ValueError(
             f"scores has shape {pairs.shape} but unsafe has {flags.size} entries; give one label per response"
         )
-    found, _ = _ranking(pairs, 1 - index, tied, resampling)
+    found, _ = _ranking(pairs, 1 - index, tied, prompts, resampling)
     signs = {
         "sign_accuracy": sign_accuracy(costs, flags),
         "balanced_accuracy": balanced_accuracy(costs > 0, flags),
@@ -68,7 +78,11 @@ def cost_metrics(
 
 
 def _ranking(
-    pairs: Array, higher: NDArray[np.int64], tied: ArrayLike | None, resampling: Resampling
+    pairs: Array,
+    higher: NDArray[np.int64],
+    tied: ArrayLike | None,
+    prompts: Sequence[Hashable] | None,
+    resampling: Resampling,
 ) -> tuple[PreferenceMetrics, NDArray[np.bool_]]:
     """Ranking accuracy of the pairs whose label says something, and which those are (N,)."""
     ranking_accuracy(pairs, higher)  # checks the shapes
@@ -76,7 +90,8 @@ def _ranking(
     margin = pairs[rows, higher] - pairs[rows, 1 - higher]
     wins = (margin > 0) + (margin == 0) / 2
     told = ~np.asarray(tied, dtype=bool) if tied is not None else np.ones(len(higher), dtype=bool)
-    interval = proportion_interval(wins[told], resampling=resampling) if told.any() else None
+    keys = np.arange(len(higher)) if prompts is None else np.asarray(prompts)
+    interval = _by_prompt(wins[told], keys[told].tolist(), resampling) if told.any() else None
     return PreferenceMetrics(
         accuracy=None if interval is None else interval.value,
         interval=interval,
@@ -84,6 +99,20 @@ def _ranking(
         accuracy_tied=None if told.all() else float(wins[~told].mean()),
         n_tied=int((~told).sum()),
     ), told
+
+
+def _by_prompt(wins: Array, prompts: Sequence[Hashable], resampling: Resampling) -> Interval:
+    """The mean of wins (N,) with an interval that resamples prompts, each with all its pairs.
+
+    acc + (n_i / mean n) (acc_i - acc), of a prompt with n_i pairs, has the mean acc and, between prompts, the variance
+    of the ratio of sums (linearised). Where all prompts have equally many pairs it is acc_i.
+    """
+    means, counts = per_prompt(wins, prompts), Counter(prompts)
+    values = list(means.values())
+    if len(set(counts.values())) > 1:
+        overall, per = float(wins.mean()), len(prompts) / len(means)
+        values = [overall + counts[key] / per * (mean - overall) for key, mean in means.items()]
+    return proportion_interval(values, resampling=resampling)
 
 
 def _calibration(probabilities: Array, outcomes: NDArray[np.bool_]) -> dict[str, Any]:

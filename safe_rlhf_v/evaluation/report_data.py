@@ -80,14 +80,26 @@ class PreferenceMetrics(_Metrics):
     bins: list[CalibrationBin] = []
 
 
+class Bounded(_Part):
+    """What training bounded in place of the mean cost, by what, and what it is on the evaluation's answers."""
+
+    name: str
+    bound: float
+    value: float
+
+
 class Constraint(_Part):
-    """The bound E[c] <= threshold of training, and the multiplier that enforced it at the last step."""
+    """The bound E[c] <= threshold of training, and the multiplier that enforced it at the last step.
+
+    bounded: what was bounded where it is not E[c]; then a mean cost under the threshold says little of the constraint.
+    """
 
     threshold: float
     final_multiplier: float
     maximum_multiplier: float | None = None
     algorithm: str = ""
     safety_test: SafetyTest | None = None
+    bounded: Bounded | None = None
 
 
 class GuardHead(_Metrics):

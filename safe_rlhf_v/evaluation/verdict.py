@@ -108,6 +108,12 @@ def constraint(data: ReportData) -> str:
     cost, bound = data.aligned.intervals.get("mean_cost"), data.constraint.threshold
     if cost is None:
         return ""
+    if (other := data.constraint.bounded) is not None:
+        return (
+            f"Training bounded the {other.name} by {number(other.bound)}; on these prompts it is "
+            f"{number(other.value)}, and the mean cost {number(cost.value)}{_interval(cost, number)}, by the trained "
+            f"cost model.{_safety_test(data)}"
+        )
     if cost.low is None or cost.high is None:
         state = "cannot be decided"
     else:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import GenerationConfig
 
 from safe_rlhf_v.generation.base import Sampling
-from safe_rlhf_v.models.processing import Encoder, join
+from safe_rlhf_v.models.collation import alike, in_order, join
+from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.types import Inputs, Responses
 
 
@@ -31,14 +33,21 @@ class TransformersEngine:
         The prompt ids used are `inputs.input_ids` exactly. A response cut off at the limit is all True in its mask.
         """
         inputs = inputs.repeat(samples).to(self.model.device)
+        groups = alike(inputs)
         with self._undisturbed():
-            # synced_gpus=False: weights cut over ranks are whole here (`sharding.gathered`), so no rank waits
-            output = self.model.generate(
-                **join(inputs), generation_config=self._config(sampling), synced_gpus=False
-            )
-        ids = output[:, inputs.input_ids.shape[1] :]
+            parts = [self._draw(inputs.select(group), sampling) for group in groups]
+        width = max(part.shape[1] for part in parts)
+        parts = [pad(part, (0, width - part.shape[1]), value=self.encoder.pad_id) for part in parts]
+        ids = in_order(parts, groups)
         mask = through_eos(ids, self.eos_ids)
         return Responses(ids=ids.masked_fill(~mask, self.encoder.pad_id), mask=mask)
+
+    def _draw(self, inputs: Inputs, sampling: Sampling) -> Tensor:
+        """(B, R) ids of rows that share their forwards, each ended, or as long as max_new_tokens."""
+        # synced_gpus=False: weights cut over ranks are whole here (`sharding.gathered`), so no rank waits for another
+        config = self._config(sampling)
+        output: Tensor = self.model.generate(**join(inputs), generation_config=config, synced_gpus=False)
+        return output[:, inputs.input_ids.shape[1] :]
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:

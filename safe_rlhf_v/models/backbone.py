@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
 from safe_rlhf_v.models.adapters import CONFIG_FILE, LoraSettings, adapter_parameters, add_lora
-from safe_rlhf_v.models.collation import join
+from safe_rlhf_v.models.collation import alike, in_order, join
 from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.quirks import LOGIT_CAPS, LOGIT_DIVISORS, LOGIT_FACTORS, UNJOINABLE
 from safe_rlhf_v.models.source import ModelError, reading
@@ -38,6 +38,7 @@ __all__ = [
     "output_head",
     "response_hidden",
     "share_vision",
+    "to_dtype",
     "vision_is_frozen",
 ]
 
@@ -73,21 +74,39 @@ def load_backbone(
     if quantization:  # quantized weights are placed while they load and never moved: each process has its own device
         options["quantization_config"] = _quantization(quantization, dtype)
         options["device_map"] = {"": process_state().device if device is None else device}
-    options = {"dtype": _dtype(dtype)} | {k: v for k, v in options.items() if v is not None}
+    options = {"dtype": to_dtype(dtype)} | {k: v for k, v in options.items() if v is not None}
     with reading(path, "not a vision-language model that transformers can load"):
         model = AutoModelForImageTextToText.from_pretrained(path, **options)
     if (kind := model.config.model_type) in UNJOINABLE:
         raise ModelError(f"model type {kind} is not supported: {UNJOINABLE[kind]}")
     for folder in adapters:
         model = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
-    if device is not None and not quantization:
+    if quantization:
+        _keep_differentiable(model)
+    elif device is not None:
         model.to(device)
     return model.eval()
+
+
+def _keep_differentiable(model: nn.Module) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward without gradients, in a layout
+    through which no gradient passes: a rollout would end training silently."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def hidden_states(model: Any, inputs: Inputs, responses: Responses | None = None) -> Tensor:
     """Final, normed hidden states (B, L, H) of prompts, or prompts and responses; no logits are ever formed."""
     inputs, responses = _on(model, inputs), None if responses is None else _on(model, responses)
+    groups = alike(inputs)
+    if len(groups) == 1:
+        return _forward(model, inputs, responses)
+    parts = [_forward(model, inputs.select(g), None if responses is None else responses.select(g)) for g in groups]
+    return in_order(parts, groups)
+
+
+def _forward(model: Any, inputs: Inputs, responses: Responses | None) -> Tensor:
     kwargs = join(inputs, responses)
     kwargs["position_ids"] = _position_ids(model, kwargs)
     return model.base_model(**kwargs, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
@@ -221,7 +240,8 @@ def _base_of(adapter: str | Path, config: dict[str, Any]) -> str:
     return base
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def to_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """"bfloat16" to torch.bfloat16. Raises ValueError for a name that is not one."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype):
         raise ValueError(f"dtype {dtype!r} is not a torch dtype: use float32, bfloat16 or float16")
@@ -235,7 +255,7 @@ def _quantization(kind: Quantization, dtype: str | torch.dtype) -> BitsAndBytesC
         raise ImportError(f"quantization {kind!r} needs bitsandbytes: pip install bitsandbytes, or leave it off")
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = _dtype(dtype)
+    compute = to_dtype(dtype)
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from safe_rlhf_v.models.quirks import PIXEL_INPUT
+from safe_rlhf_v.models.quirks import PIXEL_INPUT, SAME_SHAPES, TOKEN_ALIGNED
 from safe_rlhf_v.types import Inputs, Responses
 
 TOKEN_KEYS = ("input_ids", "attention_mask")
@@ -73,10 +73,35 @@ def join(inputs: Inputs, responses: Responses | None = None) -> dict[str, Any]:
         ids = torch.cat([ids, responses.ids], dim=1)
         mask = torch.cat([mask, responses.mask.to(mask.dtype)], dim=1)
         extras = {k: pad(v, (0, responses.ids.shape[1])) for k, v in extras.items()}
-    vision = join_vision(inputs.vision)
+    left = inputs.input_ids.shape[1]
+    vision = join_vision([_on_tokens(row, left, ids.shape[1] - left) for row in inputs.vision])
     if inputs.features is not None:
         vision = {k: v for k, v in vision.items() if not PIXEL_INPUT.match(k)} | join_features(inputs.features)
     return {"input_ids": ids, "attention_mask": mask, **extras, **vision}
+
+
+def _on_tokens(row: Mapping[str, Tensor], prompt: int, response: int) -> Mapping[str, Tensor]:
+    """A row's vision inputs, those with a token dimension stretched to `prompt` + `response` tokens (see `quirks`)."""
+    stretched = {}
+    for name in TOKEN_ALIGNED & row.keys():
+        own, rest = row[name], row[name].shape[2:]  # (1, P of this row, ...)
+        before, after = own.new_zeros(1, prompt - own.shape[1], *rest), own[:, -1:].expand(-1, response, *rest)
+        stretched[name] = torch.cat([before, own, after], dim=1)
+    return {**row, **stretched}
+
+
+def alike(inputs: Inputs) -> list[list[int]]:
+    """Rows that may share a forward: all in one group, but for families that `quirks.SAME_SHAPES` knows."""
+    groups: dict[Any, list[int]] = {}
+    for i, row in enumerate(inputs.vision or ({},) * len(inputs)):
+        groups.setdefault(tuple(row[name].shape for name in SAME_SHAPES & row.keys()), []).append(i)
+    return list(groups.values())
+
+
+def in_order(parts: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of the groups' tensors, each (rows, ...), back in the order of the batch."""
+    order = torch.tensor([i for group in groups for i in group], device=parts[0].device)
+    return torch.cat(list(parts))[order.argsort()]
 
 
 def join_vision(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers.utils import is_torchvision_available
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.models.collation import as_row, collate, join, join_vision, row_bytes, stack_responses
 from safe_rlhf_v.models.lru import Lru
-from safe_rlhf_v.models.quirks import MODALITY_ATTRIBUTE, MODALITY_TOKEN, NoVideos
+from safe_rlhf_v.models.quirks import MODALITY_ATTRIBUTE, MODALITY_TOKEN, TOKEN_ALIGNED, NoVideos
 from safe_rlhf_v.models.source import NO_PROCESSOR, PROCESSOR, ModelError, reading, require_processor
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -173,7 +173,7 @@ class Encoder:
             input_ids=row.input_ids[:, :-1],
             attention_mask=row.attention_mask[:, :-1],
             token_extras={k: v[:, :-1] for k, v in row.token_extras.items()},
-            vision=row.vision,
+            vision=tuple({k: v[:, :-1] if k in TOKEN_ALIGNED else v for k, v in x.items()} for x in row.vision),
             picture_keys=row.picture_keys,
         )
 

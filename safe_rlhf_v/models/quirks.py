@@ -33,11 +33,17 @@ LOGIT_CAPS = ("final_logit_softcapping",)  # Gemma: cap * tanh(logits / cap)
 # (image_grid_thw, ...) stay: positions are computed from them.
 PIXEL_INPUT = re.compile(r"^(pixel_values\w*|pixel_attention_mask|pixel_mask|image_patches)$")
 
+# Vision inputs with a token dimension, (1, P, ...) of a row: zero on pads; response tokens see what the prompt's last
+# token sees, as generation has it.
+TOKEN_ALIGNED = frozenset({"cross_attention_mask"})  # Mllama
+
+# A row whose vision inputs have one of these shares a forward only with rows of the same shapes there, so of as many
+# pictures. Mllama's tokens before a picture attend to all pictures of the row alike, padding included, and rows without
+# pictures skip layers: filled up to the same shapes, a row's states would depend on its neighbours.
+SAME_SHAPES = frozenset({"aspect_ratio_mask"})
+
 # Families whose vision inputs cannot be joined row by row: zero-padding is not what their own batching does.
-UNJOINABLE = {
-    "mllama": "its aspect_ratio_mask and cross_attention_mask are padded with other values than zero",
-    "phi4_multimodal": "its image_attention_mask is padded with other values than zero",
-}
+UNJOINABLE = {"phi4_multimodal": "its image_attention_mask is padded with other values than zero"}
 
 
 class NoVideos(BaseVideoProcessor, PushToHubMixin):
@@ -52,6 +58,7 @@ class NoVideos(BaseVideoProcessor, PushToHubMixin):
         self.settings = settings
         self.merge_size = settings.get("merge_size", 2)
         self.temporal_patch_size = settings.get("temporal_patch_size", 2)
+        self.num_frames, self.fps = settings.get("num_frames"), settings.get("fps")  # SmolVLM2 reads them for any chat
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("videos are not supported here: the video processor needs torchvision")

@@ -13,6 +13,7 @@ from torch import nn
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.generation.transformers_engine import TransformersEngine
 from safe_rlhf_v.models.backbone import freeze_vision, load_backbone, share_vision
+from safe_rlhf_v.models.collation import alike
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
@@ -129,6 +130,8 @@ class SeparateRoles(RoleBase):
             return self._ask("policy", _draw, self.encoder, inputs, samples, sampling)  # type: ignore[no-any-return]
 
     def prepare(self, inputs: Inputs) -> Inputs:
+        if self.sharded and len(alike(inputs)) > 1:
+            raise ModelError("rows of this family may need forwards of their own, and ranks would wait: train under DDP")
         return super().prepare(inputs) if self._one_tower else inputs
 
     def gather_policy(self, keep: bool) -> None:

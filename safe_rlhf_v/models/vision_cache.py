@@ -17,7 +17,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from safe_rlhf_v.models.collation import join_vision
 from safe_rlhf_v.models.lru import Lru
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
 
-def supports_features(model: nn.Module) -> bool:
+def supports_features(model: Any) -> bool:
     """Whether the model's forward takes image features in place of pixels."""
     forward = inspect.signature(model.forward).parameters
-    return "mm_encoder_outputs" in forward and hasattr(model, "get_image_features")
+    return "mm_encoder_outputs" in forward and hasattr(model.base_model, "get_image_features")
 
 
 def encode_images(model: Any, inputs: Inputs, cache: VisionCache | None = None) -> Inputs:
@@ -62,9 +62,10 @@ def encode_images(model: Any, inputs: Inputs, cache: VisionCache | None = None) 
 @torch.no_grad()
 def _encode(model: Any, inputs: Inputs, rows: Sequence[int]) -> list[Mapping[str, Any]]:
     """Features of the given rows in one pass of the tower."""
-    wanted = inspect.signature(model.get_image_features).parameters
+    encode = model.base_model.get_image_features  # the one its forward calls: the outer may name fewer arguments
+    wanted = inspect.signature(encode).parameters
     vision = {k: v.to(model.device) for k, v in join_vision([inputs.vision[i] for i in rows]).items() if k in wanted}
-    output = model.get_image_features(**vision, return_dict=True)
+    output = encode(**vision, return_dict=True)
     tokens = (inputs.input_ids[list(rows)] == model.config.image_token_id).sum(1).tolist()
     return split_features(output, tokens)
 

@@ -10,7 +10,7 @@ from typing import Any
 from beavertails_v.dialogues import Dialogue
 from beavertails_v.picture_world import Oracle, invites_harm
 from safe_rlhf_v.evaluation.statistics import DEFAULT, Interval, Resampling, paired_difference
-from safe_rlhf_v.refinement.metrics import Refinement, at_turn, refinement, value_by_turn
+from safe_rlhf_v.refinement.metrics import Refinement, at_turn, refinement, refinement_intervals, value_by_turn
 from safe_rlhf_v.refinement.oracle_teacher import OracleTeacher
 from safe_rlhf_v.refinement.protocol import Case, Rules
 
@@ -22,30 +22,31 @@ class Judged:
     """Dialogues with the truth about each answer. scores: the oracle's, whoever taught.
 
     unsafe: of the prompts that invite harm; helpful (0..3): of the harmless ones; accuracy: of all. Each is (prompt
-    ids, one value an answer of each dialogue).
+    ids, one value an answer of each dialogue). best: for each of the same, which answer its teacher scored highest.
     """
 
     dialogues: Sequence[Dialogue]
     scores: list[list[int]]
     values: dict[str, tuple[list[str], list[list[float]]]]
+    best: dict[str, list[int]]
 
     def kept(self, kind: str) -> list[float]:
         """The value of each dialogue's answer with its teacher's highest score, the first such."""
-        best = {d.prompt.id: max(range(len(d.turns)), key=lambda k: d.scores[k]) for d in self.dialogues}
-        ids, rows = self.values[kind]
-        return [row[best[i]] for i, row in zip(ids, rows, strict=True)]
+        return [row[k] for row, k in zip(self.values[kind][1], self.best[kind], strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """A way of answering again. by_turn: after 1, 2, ... answers; kept: were the best-scored answer kept, not the last.
 
+    intervals: of the figures that are means over dialogues.
     leak_rate: share of feedback withheld. attempts: answers drawn a question.
     """
 
     name: str
     label: str
     figures: Refinement
+    intervals: dict[str, Interval]
     by_turn: dict[str, list[Interval]]
     kept: dict[str, Interval]
     leak_rate: float
@@ -80,6 +81,7 @@ def judged(dialogues: Sequence[Dialogue], rules: Rules) -> Judged:
     """The oracle's word on every answer of picture-world dialogues."""
     oracle, teacher = Oracle(), OracleTeacher("oracle")
     scores, values = [], {name: ([], []) for name in BOUNDS}  # type: ignore[var-annotated]
+    best: dict[str, list[int]] = {name: [] for name in BOUNDS}
     for d in dialogues:
         case, answers = Case(prompt=d.prompt, truth=d.truth), [turn.answer for turn in d.turns]
         own = [review.score for review in teacher([case] * len(answers), [[a] for a in answers])]
@@ -93,7 +95,8 @@ def judged(dialogues: Sequence[Dialogue], rules: Rules) -> Judged:
         for name, row in found.items():
             values[name][0].append(d.prompt.id)
             values[name][1].append(row)
-    return Judged(dialogues=dialogues, scores=scores, values=values)
+            best[name].append(max(range(len(d.turns)), key=d.scores.__getitem__))
+    return Judged(dialogues=dialogues, scores=scores, values=values, best=best)
 
 
 def arm(
@@ -115,6 +118,9 @@ def arm(
         name=name,
         label=label,
         figures=refinement(found.scores, None if baseline is None else baseline.scores, rules.correct),
+        intervals=refinement_intervals(
+            found.scores, [d.prompt.id for d in found.dialogues], rules.correct, resampling
+        ),
         by_turn=by_turn,
         kept=kept,
         leak_rate=sum(turn.withheld is not None for turn in turns) / len(turns),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from beavertails_v.dialogues import Dialogue
+from beavertails_v.dialogues import Dialogue, DialogueError
 from safe_rlhf_v.refinement.formats import Format, read_student, student_prompt
 from safe_rlhf_v.refinement.leaks import leaks
 from safe_rlhf_v.refinement.metrics import score_error
@@ -19,10 +19,10 @@ from safe_rlhf_v.refinement.protocol import Case, Student, Teacher
 
 
 def student_against(dialogues: Sequence[Dialogue], student: Student, form: Format) -> dict[str, Any]:
-    """BLEU-1..4 and CIDEr of the answers after feedback. Raises ValueError where no dialogue has a second turn."""
+    """BLEU-1..4 and CIDEr of the answers after feedback. Raises DialogueError where no dialogue has a second turn."""
     places = [(d, k) for d in dialogues for k in range(1, len(d.turns))]
     if not places:
-        raise ValueError("no dialogue has a second turn: there is no answer to feedback to compare with")
+        raise DialogueError("no dialogue has a second turn: there is no answer to feedback to compare with")
     replies = student([student_prompt(d.prompt, d.turns[:k], form) for d, k in places])
     return similarity([read_student(r)[1] for r in replies], [d.turns[k].answer for d, k in places])
 
@@ -33,10 +33,11 @@ def teacher_against(
     """Score error, similarity of the feedback, and the share of feedback that gives the answer away.
 
     Turns whose score could not be read, or whose feedback was withheld, say nothing of what was meant and are left out.
+    Raises DialogueError where none is left.
     """
     places = [(d, k) for d in dialogues for k, turn in enumerate(d.turns, 1) if turn.score and turn.withheld is None]
     if not places:
-        raise ValueError("no turn has a score and feedback: there is nothing to compare with")
+        raise DialogueError("no turn has a score and feedback: there is nothing to compare with")
     cases = [Case(prompt=d.prompt, truth=d.truth) for d, _ in places]
     said = [tuple(turn.answer for turn in d.turns[:k]) for d, k in places]
     found, given = teacher(cases, said), [d.turns[k - 1] for d, k in places]

@@ -85,6 +85,34 @@ def refinement(
     )
 
 
+def refinement_intervals(
+    dialogues: Sequence[Scores],
+    prompts: Sequence[Hashable],
+    correct: int = CORRECT,
+    resampling: Resampling = DEFAULT,
+) -> dict[str, Interval]:
+    """"adr", "atr", "rr", "regression_rate" with intervals by prompt; without those that nothing defines. [ours]
+
+    A prompt with several dialogues counts once, with their mean.
+    """
+    rows = list(zip(dialogues, prompts, strict=True))
+    several = [(s, p) for s, p in rows if len(s) > 1]
+    wrong = [(s, p) for s, p in rows if s[0] < correct]
+    found = {}
+    for name, some, value in (
+        ("adr", rows, lambda s: s[-1] - s[0]),
+        ("atr", several, lambda s: (s[-1] - s[0]) / (len(s) - 1)),
+    ):
+        if some:
+            values = [value(s) for s, _ in some]
+            found[name] = mean_interval(values, [p for _, p in some], bounds=(-10.0, 10.0), resampling=resampling)
+    if wrong:
+        ended_right = [s[-1] >= correct for s, _ in wrong]
+        found["rr"] = proportion_interval(ended_right, [p for _, p in wrong], resampling=resampling)
+    fell = [s[-1] < s[0] for s in dialogues]
+    return found | {"regression_rate": proportion_interval(fell, prompts, resampling=resampling)}
+
+
 def at_turn(values: Sequence[float], turn: int) -> float:
     """The value at a turn from 1; a dialogue that is over keeps its last."""
     return values[min(turn, len(values)) - 1]

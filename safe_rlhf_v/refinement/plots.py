@@ -9,18 +9,21 @@ from matplotlib.ticker import MaxNLocator
 from safe_rlhf_v.evaluation.plots import AFTER, BEFORE, INK, MUTED, PAPER, PERCENT, new_axes, to_svg
 from safe_rlhf_v.evaluation.statistics import Interval
 
-STYLES = (
+Styles = Sequence[tuple[str, str, str]]
+"""(colour, mark, dash) of each line, in order; they come round again."""
+STYLES: Styles = (
     (BEFORE, "o", "-"), (BEFORE, "s", ":"), (MUTED, "o", "-"), (MUTED, "s", ":"), (AFTER, "D", "-"),
     (AFTER, "^", ":"), (INK, "v", ":"),
 )  # fmt: skip
+GUARD_STYLES: Styles = (STYLES[0], STYLES[1], STYLES[4])
 
 
-def by_turn(lines: Mapping[str, Sequence[Interval]], name: str, percent: bool) -> str:
+def by_turn(lines: Mapping[str, Sequence[Interval]], name: str, percent: bool, styles: Styles = STYLES) -> str:
     """A value after each turn, one line a way of answering again, with intervals; names stand at the lines' ends."""
     figure, axes = new_axes(9.4, 3.4, left=0.55, right=3.0, bottom=0.5)
     shift = 0.5 * (len(lines) - 1)
     for k, values in enumerate(lines.values()):
-        colour, marker, dash = STYLES[k % len(STYLES)]
+        colour, marker, dash = styles[k % len(styles)]
         x = [t + 0.03 * (k - shift) for t in range(1, len(values) + 1)]
         axes.plot(x, [v.value for v in values], marker, ls=dash, color=colour, lw=1.6, ms=5, mec=PAPER, mew=0.8)
         for at, value in zip(x, values, strict=True):
@@ -32,7 +35,7 @@ def by_turn(lines: Mapping[str, Sequence[Interval]], name: str, percent: bool) -
     turns = max(len(values) for values in lines.values())
     for label, height in spread(ends, 0.075 * (high - low)).items():
         k = list(lines).index(label)
-        colour, marker, _ = STYLES[k % len(STYLES)]
+        colour, marker, _ = styles[k % len(styles)]
         axes.plot(turns + 0.22, height, marker, color=colour, ms=5, clip_on=False)
         axes.text(turns + 0.3, height, label, color=colour, va="center", clip_on=False)
     axes.set(xlim=(0.85, turns + 0.12), ylim=(low, high))

@@ -16,12 +16,12 @@ from markupsafe import Markup
 from safe_rlhf_v.evaluation.statistics import Interval
 from safe_rlhf_v.evaluation.verdict import number, percent
 from safe_rlhf_v.refinement.comparison import Comparison
-from safe_rlhf_v.refinement.plots import by_turn, curve
+from safe_rlhf_v.refinement.plots import GUARD_STYLES, STYLES, by_turn, curve
 
 KINDS = {
     "unsafe": ("Unsafe answers, on prompts that invite harm", True, "lower"),
     "helpful": ("Helpfulness (0 to 3), on harmless prompts", False, "higher"),
-    "accuracy": ("Right (score 8 or more), all prompts", True, "higher"),
+    "accuracy": ("Right (score {correct} or more), all prompts", True, "higher"),
 }
 CURVES = {
     "average_turns": "AT, lower is better",
@@ -54,13 +54,19 @@ def render(found: Comparison) -> str:
     )
     environment.filters |= {"number": number, "percent": percent}
     style = resources.files("safe_rlhf_v.evaluation").joinpath("templates/report.css").read_text(encoding="utf-8")
-    kinds = {kind: row for kind, row in KINDS.items() if all(kind in arm.by_turn for arm in found.arms)}
+    correct = found.facts["settings"]["refinement"]["correct"]
+    kinds = {
+        kind: (label.format(correct=correct), share, better)
+        for kind, (label, share, better) in KINDS.items()
+        if all(kind in arm.by_turn for arm in found.arms)
+    }
     return environment.get_template("refinement.html.jinja").render(
         found=found,
         kinds=kinds,
         style=Markup(style),
         cell=cell,
-        figures={kind: Markup(_figure(found, kind)) for kind in kinds},
+        ends=ends,
+        figures={kind: _figures(found, kind) for kind in kinds},
         curves=[(label, Markup(curve(found.curve, key, label))) for key, label in CURVES.items()],
         teacher_curves=[(label, Markup(curve(_teachers(found), key, label))) for key, label in TEACHER_CURVES.items()],
         pictures=[_picture(d.prompt) for d in found.examples],
@@ -68,8 +74,15 @@ def render(found: Comparison) -> str:
     )
 
 
-def _figure(found: Comparison, kind: str) -> str:
-    return by_turn({arm.label: arm.by_turn[kind] for arm in found.arms}, kind, KINDS[kind][1])
+def _figures(found: Comparison, kind: str) -> list[tuple[str, Markup]]:
+    """(who says what is unsafe, figure): one with the arms of the truth, one with those of the guard."""
+    guards = [arm for arm in found.arms if arm.name.endswith("by guard")]
+    groups = {"truth": ([arm for arm in found.arms if arm not in guards], STYLES), "guard": (guards, GUARD_STYLES)}
+    return [
+        (who, Markup(by_turn({arm.label: arm.by_turn[kind] for arm in arms}, f"{kind}-{who}", KINDS[kind][1], styles)))
+        for who, (arms, styles) in groups.items()
+        if arms
+    ]
 
 
 def _teachers(found: Comparison) -> list[dict[str, Any]]:
@@ -79,7 +92,7 @@ def _teachers(found: Comparison) -> list[dict[str, Any]]:
 
 
 def cell(interval: Interval | dict[str, Any], share: bool, signed: bool = False) -> str:
-    """ "12.3 % (10.1 to 14.8)"."""
+    """ "12.3 % (10.1 to 14.8)"; a signed one is a difference: "+2.1 pp (-0.3 to +4.6)"."""
     row = interval if isinstance(interval, dict) else {k: getattr(interval, k) for k in ("value", "low", "high")}
 
     def text(value: float) -> str:
@@ -87,7 +100,16 @@ def cell(interval: Interval | dict[str, Any], share: bool, signed: bool = False)
         return f"+{body}" if signed and float(value) > 0 else body
 
     ends = "" if row["low"] is None else f" ({text(row['low'])} to {text(row['high'])})"
-    return f"{text(row['value'])}{' %' if share else ''}{ends}"
+    unit = (" pp" if signed else " %") if share else ""
+    return f"{text(row['value'])}{unit}{ends}"
+
+
+def ends(interval: Interval, share: bool) -> str:
+    """ "10.1 to 14.8 %"; nothing where there is no interval."""
+    if interval.low is None or interval.high is None:
+        return ""
+    low, high = (number(100 * x, 1) if share else number(x) for x in (interval.low, interval.high))
+    return f"{low} to {high}{' %' if share else ''}"
 
 
 def _picture(prompt: Any) -> str:

@@ -26,6 +26,7 @@ class OnlineArguments:
     (G). mini_batch_size: rows of an optimizer step a device, of the B = N*G; per_device_micro_batch_size: rows of one
     forward pass, in rollouts and updates alike, to save memory (None: all; the gradient is the same).
     learning_rate 5e-7 is the published one for full weights [code]; adapters want about 1e-5 [ours].
+    optim: AdamW by its name in transformers, of torch or of bitsandbytes.
     max_steps also ends schedules that fall (cosine, linear): resume them with another max_steps and they fall anew.
     ptx_coeff: weight of the cross-entropy on demonstrations, where the trainer is given any [code].
     guidance_rollouts: rollouts of the start model whose costs are shown against the threshold before training.
@@ -44,6 +45,7 @@ class OnlineArguments:
     critic_learning_rate: float = 5e-7
     weight_decay: float = 0.0
     lr_scheduler_type: str = "constant"
+    optim: str = "adamw_torch"
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
     ptx_coeff: float = 16.0

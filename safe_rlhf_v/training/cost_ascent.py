@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,17 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from beavertails_v.schema import Prompt
+from safe_rlhf_v import duals
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.models.backbone import encode_images
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.training.direct_trainer import DirectTrainer
+from safe_rlhf_v.training.guidance import BoundWatch
+
+log = logging.getLogger(__name__)
+PATIENCE = 5
+"""Moves of the multiplier that it may stand at its maximum before a warning. [ours]"""
 
 
 class CostAscent(TrainerCallback):
@@ -25,6 +32,18 @@ class CostAscent(TrainerCallback):
 
     def __init__(self, trainer: DirectTrainer, prompts: Sequence[Prompt], encoder: Encoder, cost: HeadedModel) -> None:
         self.trainer, self.prompts, self.encoder, self.cost = trainer, prompts, encoder, cost
+        algorithm: Any = trainer.algorithm
+        self.watch = BoundWatch(duals.bound(algorithm.dual), PATIENCE, every="moves")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Warn where the run is too short for one move."""
+        algorithm: Any = self.trainer.algorithm
+        if state.max_steps < algorithm.dual_steps and self.watch.maximum < float("inf"):
+            log.warning(
+                "dual_steps %d is more than the %d steps of this run: the multiplier stays at %g. Lower dual_steps, or "
+                "train longer.",
+                algorithm.dual_steps, state.max_steps, algorithm.multiplier,
+            )  # fmt: skip
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         algorithm: Any = self.trainer.algorithm
@@ -34,6 +53,7 @@ class CostAscent(TrainerCallback):
         violation = algorithm.violation(costs)
         moved = algorithm.dual.step(self.trainer.dual_state, violation)
         self.trainer.set_dual(moved)
+        self.watch.see(moved.value, violation, state.global_step)
         self.trainer.log({"mean_cost": costs.mean().item(), "violation": violation, "multiplier": moved.value})
 
     @torch.no_grad()

@@ -87,7 +87,7 @@ def policy(settings: Settings, path: str | Path, at: Lengths, devices: int = 1, 
     size = sizes(path, settings.model.dtype, settings.model.quantization, lora)
     held = {"backbone and reference": size.weights}
     held |= {f"{role} adapter": size.adapter * FLOAT for role in [*trained, "reward", "cost"]}
-    held |= {f"{role} optimizer": 2 * size.adapter * FLOAT for role in trained}
+    held |= {f"{role} optimizer": _moments(section.optim, size.adapter, FLOAT) for role in trained}
     step: dict[str, Any] = dict(lora=lora, checkpointing=section.gradient_checkpointing)
     temporary = 2 * size.adapter * FLOAT  # gradients, and AdamW's square roots
     passing = _online(section, path, settings.model.dtype, size, at, step) | {"optimizer step": temporary}
@@ -100,7 +100,8 @@ def _separate(settings: Settings, path: str | Path, at: Lengths, trained: list[s
     part = ceil(size.language / devices)
     held = {"vision tower, shared": computed.vision if cut else size.vision}
     held |= dict.fromkeys(["policy", "reference", "reward", "cost", *trained[1:]], part)
-    held |= {f"{role} optimizer": 2 * part for role in trained}
+    moments = _moments(section.optim, part // _itemsize(model.dtype), _itemsize(model.dtype))
+    held |= {f"{role} optimizer": moments for role in trained}
     dtype = "bfloat16" if cut else model.dtype
     step: dict[str, Any] = dict(keep_grads=not cut)
     passing = _online(section, path, dtype, computed, at, step)
@@ -135,9 +136,14 @@ def _online(
 
 
 def _moments(optimizer: str, number: int, each: int) -> int:
-    """AdamW's two moments, of the weights' type; gradients come with the step. Raises for optimizers not known."""
+    """AdamW's two moments, of the weights' type; gradients come with the step. Raises for optimizers not known.
+
+    Paged ones may move to the host; here they count as if they stayed.
+    """
     if optimizer in ("adamw_torch", "adamw_torch_fused"):
         return 2 * number * each
+    if optimizer == "paged_adamw_32bit":
+        return 2 * number * FLOAT
     if optimizer in ("adamw_bnb_8bit", "paged_adamw_8bit", "adamw_8bit"):
         return 2 * number
     raise SettingsError(f"optim {optimizer!r} is not predicted: use adamw_torch_fused, adamw_torch or adamw_bnb_8bit")

@@ -95,12 +95,14 @@ class OnlineTrainer:
         self.demonstrations = None
         if demonstrations and args.ptx_coeff:
             self.demonstrations = Demonstrations(demonstrations, args.ptx_coeff, args.seed + 1)
+        if isinstance(roles, SeparateRoles) and roles.sharded:
+            _refuse_under_sharding(args)
         self.trained = trained_networks(roles, args, algorithm.needs_critics)
         self.updater = Updater(roles, algorithm, self.trained, self.accelerator, args, self.demonstrations)
         self.step = 0
         self.dual_state = dual.init()
         self.costs: deque[float] = deque(maxlen=algorithm.window)
-        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience)
+        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience, duals.floor(dual))
 
     @property
     def multiplier(self) -> float:
@@ -157,15 +159,20 @@ class OnlineTrainer:
         """One step of the multiplier on the costs (n,) of all ranks; returns the violation it was taken on."""
         self.costs.extend(costs.tolist())
         known = self.known_costs(costs)
-        violation = self.algorithm.violation(self.measure(known, known))
+        measured = self.measure(known, known)
+        self.watch.see_measured(known, measured, self.step, len(known) >= self.algorithm.window)
+        violation = self.algorithm.violation(measured)
         if self.step > self.algorithm.delay:
             self.dual_state = self.dual.step(self.dual_state, violation)
         self.watch.see(self.multiplier, violation, self.step)
         return violation
 
     def known_costs(self, costs: Tensor) -> Tensor:
-        """The costs (n,) that violation and measure are taken of: the window's, or without one the rollout's."""
-        return torch.tensor(list(self.costs)) if self.algorithm.window else costs
+        """The costs that violation and measure are taken of: the window's, but never fewer than the rollout's (n,).
+
+        A window shorter than a rollout would hold the costs of the last ranks alone.
+        """
+        return torch.tensor(list(self.costs)) if self.algorithm.window > len(costs) else costs
 
     def log(self, numbers: dict[str, float], started: float, metrics_log: MetricsLog | None, bar: Any) -> None:
         """A line of metrics.jsonl each step; trackers and console every logging_steps."""
@@ -213,6 +220,7 @@ class OnlineTrainer:
             trained.load_state_dict(contents.optimizers[name])
         self.step = state["step"]
         self.dual_state = duals.from_json(self.dual, state["dual"])
+        self.costs.clear()
         self.costs.extend(state["costs"])
         self.indices.load_state_dict(state["prompts"])
         if self.demonstrations:
@@ -332,3 +340,14 @@ class OnlineTrainer:
     @property
     def _no_bar(self) -> bool | None:
         return None if self._talks else True  # None: off unless a terminal
+
+
+def _refuse_under_sharding(args: OnlineArguments) -> None:
+    """Where weights are cut over ranks, each rank must make as many forwards, and torch's AdamW knows their parts."""
+    if args.optim not in ("adamw_torch", "adamw_torch_fused"):
+        raise SettingsError(f"policy.optim {args.optim!r} does not know cut weights: use adamw_torch under FSDP2")
+    if getattr(args, "per_device_micro_batch_tokens", None):
+        raise SettingsError(
+            "policy.per_device_micro_batch_tokens lets ranks make unequal numbers of forwards, which FSDP2 cannot: use "
+            "per_device_micro_batch_size"
+        )

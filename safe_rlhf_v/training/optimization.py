@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from transformers import get_scheduler
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
+from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.losses import clipped_value_loss, token_cross_entropy
 from safe_rlhf_v.models.roles import Roles, Which
 from safe_rlhf_v.models.sharding import optimizer_part
@@ -21,6 +24,26 @@ from safe_rlhf_v.rollout import minibatch
 from safe_rlhf_v.training.arguments import OnlineArguments
 from safe_rlhf_v.training.runtime import Averages, ShuffledIndices, average_gradients
 from safe_rlhf_v.types import Advantages, Inputs, Responses, Rollout
+
+BITSANDBYTES = {
+    "adamw_bnb_8bit": "AdamW8bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW32bit",
+}
+
+
+def adamw(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """AdamW by its name in transformers. Raises SettingsError for another name, or where bitsandbytes is missing."""
+    if name in ("adamw_torch", "adamw_torch_fused"):
+        return partial(torch.optim.AdamW, fused=True if name == "adamw_torch_fused" else None)
+    if name not in BITSANDBYTES:
+        known = ", ".join(("adamw_torch", "adamw_torch_fused", *BITSANDBYTES))
+        raise SettingsError(f"optim: {name!r} should be one of {known}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SettingsError(f"optim: {name!r} needs bitsandbytes: pip install bitsandbytes, or take adamw_torch")
+    import bitsandbytes
+
+    return getattr(bitsandbytes.optim, BITSANDBYTES[name])  # type: ignore[no-any-return]
 
 
 class Trained:
@@ -36,7 +59,8 @@ class Trained:
     ) -> None:
         self.name, self.parameters, self.max_grad_norm = name, list(parameters), args.max_grad_norm
         betas = (0.9, 0.95)  # [code] of Safe RLHF
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+        options: dict[str, Any] = dict(lr=learning_rate, betas=betas, weight_decay=weight_decay)
+        self.optimizer = adamw(args.optim)(self.parameters, **options)
         self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, args.warmup_steps, args.max_steps)
 
     def step(self, accelerator: Accelerator, rollout: int) -> float:

@@ -8,6 +8,7 @@ whole checkpoint, bit for bit on the same hardware.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -81,7 +82,8 @@ def train_preference_model(
     """Train a reward model (which response is more helpful) or a cost model (which is safer, and is it safe).
 
     Returns what metrics.json holds; a cost model's train_sample holds the same metrics on at most 500 training pairs,
-    among them mean_cost_safe, from which a cost threshold can be taken. Raises as `train_sft`.
+    among them mean_cost_safe, from which a cost threshold can be taken, and train_scores.jsonl the scores themselves.
+    Raises as `train_sft`.
     """
     section, output_dir = getattr(settings, kind), Path(output_dir)
     backbone, encoder = load_for_training(base, settings, section)
@@ -101,10 +103,13 @@ def train_preference_model(
     measured = fit(trainer, kind, resume_from_checkpoint)
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir, encoder.processor)
-        _write_scores(output_dir / "evaluation_scores.jsonl", *trainer.scored)
+        _write_scores(output_dir / "evaluation_scores.jsonl", held_out, *trainer.scored)
     if kind == "cost":
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))[:SAMPLE].tolist()
-        measured["train_sample"] = trainer.measure(trainer.get_eval_dataloader(Subset(rows, chosen)))
+        sample = Subset(rows, chosen)
+        measured["train_sample"] = trainer.measure(trainer.get_eval_dataloader(sample))
+        if trainer.is_world_process_zero():
+            _write_scores(output_dir / "train_scores.jsonl", sample, *trainer.scored)
     return finish(trainer, kind, base, settings, rows, held_out, measured)
 
 
@@ -210,9 +215,11 @@ def save_policy(
     encoder.processor.save_pretrained(output_dir)
 
 
-def _write_scores(path: Path, scores: Tensor, labels: Mapping[str, Tensor]) -> None:
-    """One line a pair, in data-set order: scores, more_helpful, safer, unsafe, tied_helpfulness, tied_safety."""
-    columns = {"scores": scores.tolist(), **{name: values.tolist() for name, values in labels.items()}}
+def _write_scores(path: Path, pairs: Any, scores: Tensor, labels: Mapping[str, Tensor]) -> None:
+    """One line a pair, in data-set order: prompt_id, scores, more_helpful, safer, unsafe, tied_helpfulness,
+    tied_safety."""
+    prompts = [pairs[i].prompt.id for i in range(len(pairs))]
+    columns = {"prompt_id": prompts, "scores": scores.tolist(), **{name: x.tolist() for name, x in labels.items()}}
     rows = zip(*columns.values(), strict=True)
     path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
 
@@ -226,14 +233,19 @@ def finish(
     held_out: Rows,
     measured: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write metrics.json, left_out.jsonl, settings.yaml and the model card, on the main process alone."""
+    """Write left_out.jsonl, settings.yaml, the model card and, last and whole, metrics.json: it says that all is there.
+
+    On the main process alone.
+    """
     output_dir = Path(str(trainer.args.output_dir))
     measured |= {"train_rows": len(rows), "evaluation_rows": len(held_out), "left_out": len(rows.left_out)}
     if trainer.is_world_process_zero():
-        (output_dir / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n")
         left_out = [asdict(x) for x in rows.left_out + held_out.left_out]
         (output_dir / "left_out.jsonl").write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in left_out))
         settings.save(output_dir / "settings.yaml")
         write_card(output_dir, kind, str(base), settings, measured)
+        partial = output_dir / "metrics.json.tmp"
+        partial.write_text(json.dumps(measured, indent=2) + "\n")
+        os.replace(partial, output_dir / "metrics.json")
     trainer.accelerator.wait_for_everyone()
     return measured

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -214,6 +215,7 @@ def test_killed_stage_goes_on(folder: Path, tmp_path: Path) -> None:
 
 
 RANK_THAT_OVERWRITES = """
+import re
 import shutil, sys, time
 from pathlib import Path
 from safe_rlhf_v.cli.stage_folder import run_stage
@@ -425,6 +427,9 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_are_listed_and_saved(tmp_path: Path) -> None:
+    result = run("settings", "--search", "generation.")
+    assert re.search(r"generation.temperature +│ 1\.0 ", result.output)
+    assert re.search(r"generation.top_k +│ 0 ", result.output)
     result = run("settings", "--search", "policy.beta", "policy.beta=0.3", "--save", tmp_path / "full.yaml")
     assert "0.3 (default" in result.output
     assert load_settings(tmp_path / "full.yaml").policy.beta == 0.3
@@ -460,3 +465,19 @@ def test_help_does_not_wait_for_torch() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "want"),
+    [
+        ([], None),
+        (["policy.measure.kind=cvar", "policy.measure.alpha=0.75"], (-0.5, 4.0)),  # the worst of four
+        (["policy.measure.kind=high_confidence", "policy.measure.kappa=1"], (-0.5, 2.5276)),  # .25 + sqrt(20.75 / 4)
+        (["policy.algorithm=repo", "policy.repo.slack=0.2"], (0.2, 1.0)),
+    ],
+)
+def test_the_report_says_what_training_bounded_where_it_is_not_the_mean(
+    changes: list[str], want: tuple[float, float] | None
+) -> None:
+    found = evaluation.bounded_instead(load_settings(None, changes), -0.5, [-2.0, -1.0, 0.0, 4.0])
+    assert (found and (found["bound"], found["value"])) == (want and pytest.approx(want, abs=1e-4))

@@ -5,7 +5,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from beavertails_v.dialogues import load_dialogues
+from beavertails_v.dialogues import Dialogue, Turn, load_dialogues, write_dialogues
 from beavertails_v.picture_world import vocabulary, write
 from safe_rlhf_v.cli import app, refinement
 from safe_rlhf_v.config import load_settings
@@ -77,6 +77,7 @@ def test_dialogues_training_and_figures(folder: Path) -> None:
     figures = folder / "figures.json"
     ok("refine", "evaluate", folder / "trained", "--baseline", made, "-o", figures, *config)
     free = json.loads(figures.read_text())
+    assert free["intervals"]["adr"]["value"] == pytest.approx(free["adr"])
     assert free["dialogues"] == 12
     assert free["average_turns"] > 0
     ok("refine", "evaluate", made, *trained, "-o", figures, *config)
@@ -95,7 +96,8 @@ def test_the_experiment(folder: Path) -> None:
     data = json.loads((folder / "compare" / "refinement.json").read_text())
     assert [p["training_dialogues"] for p in data["curve"]] == [0, 50, 60]
     assert data["curve"][0]["teacher"] == {} and data["curve"][2]["teacher"]["score"]["n"] > 0
-    assert len(data["arms"]) == 7
+    assert len(data["arms"]) == 9
+    assert {a["name"] for a in data["arms"]} >= {"base blind by guard", "base guided by guard", "trained by guard"}
     assert data["prompts"] == 12
     again = ok("refine", "compare", *config, "--size", "50", "--size", "60")
     assert "teacher-60: done before" in again
@@ -136,6 +138,19 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert words in error("refine", *arguments)
+
+
+def test_dialogues_that_teach_nothing_are_refused_before_training(folder: Path) -> None:
+    """Each has one answer, right at once: nothing to refine. With first answers taken, nothing to measure on."""
+    prompts = refinement.cases(load_settings(folder / "run.yaml"), "train")
+    once = [Dialogue(prompt=c.prompt, truth=c.truth, turns=(Turn(answer="so .", score=9),)) for c in prompts]
+    write_dialogues(once, folder / "once")
+    train = ("refine", "train", "student", "--dialogues", folder / "once", "--config", folder / "run.yaml")
+    output = f"output_dir={folder}/nothing"
+    assert "hold nothing to train on" in error(*train, output, "refinement.first_turns=none")
+    assert "has a second answer to measure the student on" in error(*train, output, "--overwrite")
+    given = ("--student", folder / "base", "--config", folder / "run.yaml")
+    assert "no dialogue has a second turn" in error("refine", "evaluate", folder / "once", *given)
 
 
 def test_the_oracle_knows_the_picture_world_alone(folder: Path) -> None:

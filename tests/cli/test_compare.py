@@ -1,16 +1,24 @@
 """The comparison's settings, plan and command."""
 
 import json
+import os
+import runpy
+import subprocess
+import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from beavertails_v.picture_world import vocabulary, write
 from safe_rlhf_v.cli import app
+from safe_rlhf_v.cli.compare import _mean_cost
 from safe_rlhf_v.cli.compare_plan import (
     PlannedRun,
     base_settings,
@@ -18,12 +26,13 @@ from safe_rlhf_v.cli.compare_plan import (
     infeasible,
     measured,
     plan_runs,
-    run_jobs_of,
+    run_job,
     write_run,
 )
 from safe_rlhf_v.cli.compare_settings import CompareSettings, flat_overrides, load_compare, merge
+from safe_rlhf_v.cli.measure import effort
 from safe_rlhf_v.cli.stage_folder import write_json
-from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import load_processor
@@ -85,7 +94,7 @@ def test_a_method_reads_the_model_of_another(tmp_path: Path) -> None:
     runs = plan(settings(tmp_path, methods={"after": {"set": {"model.start": "{lag}"}}}))
     after = next(run for run in runs if run.name == "after seed 1")
     assert after.settings.model.start == str(tmp_path / "out/runs/lag/seed1/policy")
-    assert run_jobs_of(after)[0].after == ("lag seed 1",)
+    assert run_job(after).after == ("lag seed 1",)
     with pytest.raises(SettingsError, match="names {lag}, which has no run with seed 5"):
         plan(
             settings(
@@ -116,6 +125,11 @@ def test_quick_replaces_and_leaves_out(tmp_path: Path) -> None:
         ({"seeds": [1, 1]}, "names one twice"),
         ({"budget": 3}, "one rollout is 64 responses"),
         ({"settings": "none.yaml"}, "none.yaml: no such settings file"),
+        ({"methods": {"lag": {"set": {"model.start": "{reop}"}}}}, "names {reop}, and there is no such method"),
+        (
+            {"methods": {"lag": {"set": {"model.start": "{repo}"}}, "repo": {"set": {"model.start": "{lag}"}}}},
+            "lag needs repo needs lag",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -148,6 +162,12 @@ def test_an_infeasible_bound_is_a_result(tmp_path: Path) -> None:
     assert infeasible(tmp_path)
 
 
+def test_own_settings_name_model_and_data(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("model: {path: m}")
+    with pytest.raises(SettingsError, match=r"own.yaml: data.path is not set"):
+        base_settings(settings(tmp_path, settings=str(tmp_path / "own.yaml"), base={"data": {"path": ""}}))
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_shipped_comparison_can_be_planned(tmp_path: Path, quick: bool) -> None:
     compare = load_compare(CONFIG, [f"output_dir={tmp_path}"], quick=quick)
@@ -156,8 +176,42 @@ def test_the_shipped_comparison_can_be_planned(tmp_path: Path, quick: bool) -> N
     assert len({run.folder for run in runs}) == len(runs) > len(compare.methods)
 
 
-def test_from_settings_to_page(tmp_path: Path) -> None:
-    """Base models given, one method, one seed, and one that fails; three processes load torch, hence its seconds."""
+class Forked:
+    """In place of subprocess.Popen for `python -m module argument`: a copy of this process, which has torch loaded."""
+
+    def __init__(self, command: list[str], *, stdout: IO[bytes], **_: Any) -> None:
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os._exit(self._run(command[2:], stdout.fileno()))
+
+    @staticmethod
+    def _run(arguments: list[str], output: int) -> int:
+        torch.set_num_threads(1)  # threads do not survive a fork
+        sys.argv, sys.stdout = arguments, open(output, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = sys.stdout
+        try:
+            runpy.run_module(arguments[0], run_name="__main__")
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        return 0
+
+    def poll(self) -> int | None:
+        ended, status = (0, 0) if self.code is not None else os.waitpid(self.pid, os.WNOHANG)
+        self.code = os.waitstatus_to_exitcode(status) if ended else self.code
+        return self.code
+
+
+def test_from_settings_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base models given, one method, one seed, and one that fails. The start model is measured by a real process."""
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        "safe_rlhf_v.cli.scheduler.subprocess.Popen",
+        lambda command, **how: (real if command[-1].endswith("base/reference") else Forked)(command, **how),
+    )
     write(tmp_path / "data", train=8, evaluation=8)
     model, processor = tiny_llava(vocabulary(), hidden_size=16, layers=2, vision_layers=1, heads=2)
     model.save_pretrained(tmp_path / "start")
@@ -173,17 +227,53 @@ def test_from_settings_to_page(tmp_path: Path) -> None:
         "generation": {"max_new_tokens": 4},
     }
     methods = {"lag": BOUNDED, "repo": {"set": {"model.max_prompt_length": 1}}}
+    methods["after"] = {"set": {"policy.reward_model": "{repo}"}}
     whole = tree(tmp_path) | {"base": base, "methods": methods, "seeds": [0], "budget": 4, "bound": 1, "claims": []}
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(whole))
     command = ["compare", "--config", str(tmp_path / "compare.yaml")]
+    listed = CliRunner().invoke(app, [*command, "--plan"], catch_exceptions=False)
+    assert "3 runs, 0 of them done" in listed.output and not (tmp_path / "out").exists()
+
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 1, result.output
     assert "failed  repo seed 0" in result.output and "can be encoded" in " ".join(result.output.split())
-    assert "not run  repo seed 0, measured: needs repo seed 0" in result.output
+    assert "not run  after seed 0: needs repo seed 0" in result.output
     rows = pq.read_table(tmp_path / "out/results.parquet").to_pylist()
     assert [(r["method"], r["responses_sampled"], r["training_steps"]) for r in rows] == [("base", 0, 0), ("lag", 4, 2)]
     assert rows[1]["mean_cost"] is not None
     page = (tmp_path / "out/compare.html").read_text()
-    assert "repo seed 0: exit code" in page
+    assert "repo seed 0: exit code" in page and "after seed 0: needs repo seed 0" in page
     listed = CliRunner().invoke(app, [*command, "--plan"], catch_exceptions=False)
-    assert "done in" in listed.output and "to do" in listed.output
+    assert "done in" in listed.output and "to do" in listed.output and "3 runs, 1 of them done" in listed.output
+
+
+def test_bounds_are_counted_from_the_first_measurement(tmp_path: Path) -> None:
+    """Measured again, with other answers, the start model costs 9: the bounds stay, or all would be trained again."""
+    for cost in (1.0, 9.0):
+        pq.write_table(pa.table({"cost": [cost - 1, cost + 1]}), tmp_path / "answers.parquet")
+        assert _mean_cost(tmp_path) == 1.0
+
+
+def effort_of(tmp_path: Path, stage: str, measured: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    write_json(tmp_path / stage / "done.json", {"seconds": 7.0, "measured": measured})
+    return effort(load_settings(None, overrides), tmp_path, stage)
+
+
+def test_what_a_run_took(tmp_path: Path) -> None:
+    """SACPO trains twice; C-DPO draws 8 answers each 20 of 45 steps; 5 steps of 4 pairs where steps were asked for."""
+    part = {"steps": 45, "train_rows": 60}
+    direct = "direct.num_train_epochs=3"
+    assert effort_of(tmp_path, "direct", {"q": 1.0, "helpfulness": part, "safety": part}, direct) == {
+        "seconds": 7.0, "steps": 90, "pairs": 360,
+    }  # fmt: skip
+    drawn = effort_of(tmp_path, "direct", part, direct, "direct.algorithm=c_dpo", "direct.c_dpo.dual_prompts=8")
+    assert drawn == {"seconds": 7.0, "steps": 45, "pairs": 180, "sampled": 16}
+    assert effort_of(tmp_path, "direct", part | {"steps": 5}, "direct.max_steps=5")["pairs"] == 20
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "metrics.jsonl").write_text('{"step": 1, "seconds": 2.5}\n{"step": 2, "seconds": 1.0}\n')
+    assert effort_of(tmp_path, "policy", {"steps": 2}, "policy.num_generations=3") == {
+        "seconds": 3.5, "steps": 2, "sampled": 24,
+    }  # fmt: skip
+    rows = ["iterative.prompts=5", "iterative.samples=6", "iterative.pair_prompts=7"]
+    found = effort_of(tmp_path, "iterative", {"iterations": 2, "prompts": 50}, *rows)
+    assert found == {"seconds": 7.0, "steps": 2, "sampled": 5 * 6 * 3 + 7 * 2}

@@ -125,7 +125,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_scheduler_stops_its_processes(tmp_path: Path, number: signal.Signals) -> None:
     def stop() -> None:
         wait_for((tmp_path / "a.pid").is_file)
@@ -140,6 +140,27 @@ def test_a_stopped_scheduler_stops_its_processes(tmp_path: Path, number: signal.
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "a.pid").read_text()), 0)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes of a killed scheduler run to their end")
+def test_a_killed_scheduler_takes_its_processes_with_it(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from test_scheduler import go, job;"
+        "go([job(Path(sys.argv[1]), 'a', 'echo $$ > $0.pid; exec sleep 60')])"
+    )
+    here = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), *here])
+    wait_for((tmp_path / "a.pid").is_file)
+    wait_for(lambda: (tmp_path / "a.pid").read_text().strip().isdigit())
+    other.kill()
+    other.wait()
+    wait_for(lambda: not lives(int((tmp_path / "a.pid").read_text())))
+
+
+def lives(pid: int) -> bool:
+    """Not dead, and not dead but for the parent who has to be told."""
+    status = Path(f"/proc/{pid}/status")
+    return status.is_file() and "State:\tZ" not in status.read_text()
 
 
 # ---------------------------------------------------------------------------------------------------- the live lines

@@ -51,7 +51,8 @@ def test_a_margin_forgives_a_small_loss() -> None:
 def test_missing_runs_and_single_seeds_decide_nothing() -> None:
     assert finding([]).why == "no finished run of m"
     assert finding(seeds("m", 0.05), against="other").why == "no seed with both m and other"
-    assert "one seed" in finding(seeds("m", 0.05, count=1)).why
+    assert finding(seeds("m", 0.05, count=1)).why == "1 seed of the 3 that a claim takes at least"
+    assert finding(seeds("m", 0.05, count=2)).verdict == "not decided"
 
 
 def test_equal_cost_interpolates_between_bounds() -> None:
@@ -83,6 +84,21 @@ def test_beyond_equal_cost_only_a_result_against_the_odds_counts() -> None:
     cheaper = finding(seeds("m", 0.05, -4.0) + other, **claim)
     assert cheaper.verdict == "not decided"
     assert "3.00 cheaper in the mean than every run of other: no equal cost" in cheaper.why
+    # as unsafe at a higher mean cost: that the difference is small decides nothing where there is no equal cost
+    costlier = finding(seeds("m", 0.9, 0.0) + other, worth=1.0, **claim)
+    assert costlier.verdict == "not decided" and "1.00 costlier" in costlier.why
+
+
+def test_seeds_beyond_both_ends_decide_nothing() -> None:
+    """With one seed costlier and with the others cheaper than every run of the other method: no odds to be against."""
+    other = seeds("other", 0.9, -1.0, requested=2.0)
+    runs = [run("m", seed, 0.05, cost) for seed, cost in enumerate((0.5, -4.0, -4.0))]
+    for expect in ("lower", "higher"):
+        found = finding(
+            runs + other, against="other", kind="equal_cost", figure="prompts_left_unsafe", expect=expect
+        )
+        assert found.verdict == "not decided"
+        assert "costlier than every run of other with one seed and cheaper with another" in found.why
 
 
 def test_undershoot_and_overshoot() -> None:
@@ -107,6 +123,17 @@ def test_undershoot_and_overshoot() -> None:
     assert gap.verdict == "holds"
     assert "logged no primal-dual gap" in no_gap.why
     assert "has runs at 0 bounds" in no_sweep.why
+
+
+def test_a_gap_shrinks_towards_0_from_either_side() -> None:
+    """One-shot misses a small bound: its gap lam.u is below 0. From -2, -3, -4 to .2, .3, .4 is closer; back is not."""
+    shrink = [[{"step": 1, "gap": -2.0 - s}, {"step": 4, "gap": 0.2 + 0.1 * s}] for s in range(3)]
+    grow = [[{**row, "step": 5 - row["step"]} for row in reversed(rows)] for rows in shrink]
+    for logged, verdict, change in ((shrink, "holds", -2.7), (grow, "does not hold", 2.7)):
+        runs = [run("m", s, 0.1, -3.0, metrics=rows) for s, rows in enumerate(logged)]
+        found = finding(runs, kind="gap")
+        assert found.difference is not None
+        assert (found.verdict, found.difference.value) == (verdict, pytest.approx(change))
 
 
 def test_many_claims_raise_the_bar() -> None:

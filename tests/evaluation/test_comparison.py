@@ -1,5 +1,6 @@
 """Per-prompt figures, the tables that are written, and the page."""
 
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from safe_rlhf_v.evaluation.comparison import (
     final_multiplier,
     make_run,
     multipliers,
+    read_run,
+    result_rows,
     write_results,
 )
 from safe_rlhf_v.evaluation.comparison_page import Failure, PageData, p_value, render, write_page
@@ -95,6 +98,24 @@ def test_parquet_has_a_row_a_run_and_a_row_a_prompt(tmp_path: Path) -> None:
     assert first["final_multiplier"] == pytest.approx(1.0)
     assert [r["solution_found"] for r in rows].count(False) == 1
     assert pq.read_table(by_prompt).num_rows == 40 * len(found.runs)  # all but the infeasible one, and the reference
+
+
+def test_a_run_without_a_solution_is_read_and_kept(tmp_path: Path) -> None:
+    """It has no answers: it stands in the tables as what it is, and in no mean."""
+    info = {"method": "mocan", "title": "MoCAN", "stage": "iterative", "seed": 0, "requested": 9.0, "found": False}
+    (tmp_path / "measured.json").write_text(json.dumps(info))
+    start = run(REFERENCE, 0, 0.6, 1.0)
+    found = Comparison(reference=start, runs=[read_run(tmp_path)])
+    assert (found.of("mocan"), found.bounds("mocan")) == ([], [9.0])
+    assert [r["solution_found"] for r in result_rows(found)] == [True, False]
+    page = render(PageData(comparison=found, findings=[]))
+    assert "MoCAN at 9.0 (seed 0)" in page
+
+
+def test_a_bound_is_shown_where_the_main_one_has_no_solution() -> None:
+    runs = [run("m", s, 0.3, -b, requested=b, swept=b < 9, found=b < 9) for s in (0, 1) for b in (1.0, 3.0, 9.0)]
+    page = render(PageData(comparison=Comparison(reference=run(REFERENCE, 0, 0.6, 1.0), runs=runs), findings=[]))
+    assert "Requested against achieved" in page and "m at 9.0 (seed 0), m at 9.0 (seed 1)." in " ".join(page.split())
 
 
 def test_the_page_says_what_was_found(tmp_path: Path) -> None:

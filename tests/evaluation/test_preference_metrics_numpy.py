@@ -48,6 +48,28 @@ def test_forced_ties_stand_apart_as_in_metrics_json() -> None:
     assert costs.sign_accuracy == pytest.approx(trained["cost"]["sign_accuracy"])  # of all ten responses
 
 
+def test_pairs_of_one_prompt_are_one_piece_of_evidence() -> None:
+    """100 prompts of ten like pairs: the interval of 100 prompts of one pair each, not that of 1,000 pairs."""
+    right = np.random.default_rng(0).random(100) < 0.7
+    scores = np.where(right[:, None], [1.0, 0.0], [0.0, 1.0])
+    one = reward_metrics(scores, [0] * 100).interval
+    ids = [f"p{i}" for i in range(100) for _ in range(10)]
+    many = reward_metrics(np.repeat(scores, 10, axis=0), [0] * 1000, prompts=ids)
+    alone = reward_metrics(np.repeat(scores, 10, axis=0), [0] * 1000).interval
+    assert one is not None and many.interval is not None and alone is not None
+    width = lambda x: x.high - x.low  # noqa: E731
+    assert (many.accuracy, many.interval.n, many.n_pairs) == (pytest.approx(one.value), 100, 1000)
+    assert width(many.interval) == pytest.approx(width(one))
+    assert width(alone) < 0.4 * width(one)
+
+
+def test_prompts_of_many_pairs_weigh_by_their_pairs() -> None:
+    """Three wins of one prompt and a loss of another: 3 of 4 right, as without prompts, of two pieces of evidence."""
+    found = reward_metrics([[1, 0]] * 3 + [[0, 1]], [0] * 4, prompts=["a", "a", "a", "b"])
+    assert found.accuracy == pytest.approx(0.75)
+    assert found.interval is not None and (found.interval.n, found.interval.high) == (2, 1.0)
+
+
 def test_nothing_but_ties_has_no_ranking_accuracy() -> None:
     found = reward_metrics([[3, 1]], [0], [True])
     assert found.accuracy is None and found.interval is None and found.accuracy_tied == 1 and found.bins == []

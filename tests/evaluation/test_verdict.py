@@ -9,7 +9,7 @@ import pytest
 
 from safe_rlhf_v.evaluation import verdict
 from safe_rlhf_v.evaluation.report import cell, reading
-from safe_rlhf_v.evaluation.report_data import ReportData
+from safe_rlhf_v.evaluation.report_data import Bounded, ReportData
 from safe_rlhf_v.evaluation.statistics import Interval
 
 UP, DOWN, FLAT = ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))
@@ -80,6 +80,14 @@ def test_constraint_sentence(full: ReportData, low: float, high: float, state: s
     cost = {**full.aligned.intervals, "mean_cost": interval(low, high)}
     data = full.model_copy(update={"aligned": full.aligned.model_copy(update={"intervals": cost})})
     assert f"mean cost at most −0.50, {state}" in verdict.constraint(data)
+
+
+def test_a_bound_on_another_statistic_is_not_said_to_be_kept_by_the_mean(full: ReportData) -> None:
+    bounded = Bounded(name="mean cost of the worst 10% of answers", bound=-0.5, value=1.25)
+    data = full.model_copy(update={"constraint": full.constraint.model_copy(update={"bounded": bounded})})
+    said = verdict.constraint(data)
+    assert "bounded the mean cost of the worst 10% of answers by −0.50; on these prompts it is 1.25, and" in said
+    assert "kept" not in said
 
 
 def test_a_cost_model_with_blind_spots_is_called_out(full: ReportData) -> None:

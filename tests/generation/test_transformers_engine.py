@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from more_families import ALL, known
 from tiny_models import FAMILIES, loaded, prompts
 
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.generation.transformers_engine import through_eos
 from safe_rlhf_v.models.backbone import encode_images, output_head, response_hidden
-from safe_rlhf_v.models.processing import Encoder, join
+from safe_rlhf_v.models.collation import alike, join
+from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.tensors import token_logps
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -32,20 +34,27 @@ def watched(which: TransformersEngine, inputs: Inputs, sampling: Sampling) -> An
         return which.model.generate(**join(inputs), generation_config=config)
 
 
-@families
-@pytest.mark.parametrize("featured", [False, True])
-def test_logits_while_generating_equal_a_fresh_forward(family: str, featured: bool) -> None:
+@pytest.mark.capability("generation = forward")
+@pytest.mark.parametrize("family", ALL)
+def test_logits_while_generating_equal_a_fresh_forward(family: str) -> None:
     """Mistake 9: other prompt tokens, positions or pictures than in training would show here, step by step."""
-    model, encoder, which = engine(family)
-    inputs = encoder.prompts(prompts()).repeat(2)
-    output = watched(which, encode_images(model, inputs) if featured else inputs, Sampling(max_new_tokens=8))
-    width = inputs.input_ids.shape[1]
-    assert torch.equal(output.sequences[:, :width], inputs.input_ids)
-    ids = output.sequences[:, width:]
-    responses = Responses(ids=ids, mask=through_eos(ids, which.eos_ids))
-    fresh = output_head(model)(response_hidden(model, inputs, responses))
-    drawn = torch.stack(output.logits, dim=1)
-    torch.testing.assert_close(drawn[responses.mask], fresh[responses.mask], rtol=1e-5, atol=1e-5)
+    model, encoder = known(family)
+    which, inputs = TransformersEngine(model, encoder), encoder.prompts(prompts()).repeat(2)
+    for given in (inputs, encode_images(model, inputs)):
+        for rows in map(given.select, alike(given)):
+            output = watched(which, rows, Sampling(max_new_tokens=6))
+            width = rows.input_ids.shape[1]
+            assert torch.equal(output.sequences[:, :width], rows.input_ids)
+            ids = output.sequences[:, width:]
+            responses = Responses(ids=ids, mask=through_eos(ids, which.eos_ids))
+            fresh = output_head(model)(response_hidden(model, rows, responses))
+            drawn = torch.stack(output.logits, dim=1)
+            torch.testing.assert_close(drawn[responses.mask], fresh[responses.mask], rtol=2e-5, atol=2e-5)
+    greedy = Sampling(max_new_tokens=4, temperature=0.0)
+    together = which.generate(inputs, 1, greedy)
+    for i in range(4):  # rows stand in the order of the prompts, whatever was generated together
+        alone = which.generate(encoder.prompts(prompts()[i : i + 1]), 1, greedy)
+        assert torch.equal(together.ids[2 * i][together.mask[2 * i]], alone.ids[0][alone.mask[0]])
 
 
 @families

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from more_families import ALL, base, known
 from peft import PeftModel
 from tiny_models import FAMILIES, loaded, picture, prompts, save
 from torch import nn
@@ -37,6 +38,7 @@ from safe_rlhf_v.tensors import token_logps
 from safe_rlhf_v.types import Inputs, Responses
 
 families = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", ALL)
 TEXTS = ["I cannot help with that.", "a", "first take the key, then turn it.", ""]
 
 
@@ -60,10 +62,11 @@ def test_hidden_states_are_those_the_models_own_logits_come_from(family: str) ->
         close(a, b)
 
 
-@families
+@pytest.mark.capability("batch = rows")
+@every_family
 def test_a_batch_equals_its_rows_alone(family: str) -> None:
     """Mixed numbers of pictures and of tokens: no row may feel its neighbours or its padding."""
-    model, encoder = loaded(family)
+    model, encoder = known(family)
     inputs, responses = encoder.prompts(prompts()), encoder.responses(TEXTS)
     together = attended(hidden_states(model, inputs, responses), inputs, responses)
     for i, prompt in enumerate(prompts()):
@@ -72,10 +75,11 @@ def test_a_batch_equals_its_rows_alone(family: str) -> None:
         close(together[i], alone)
 
 
-@families
+@pytest.mark.capability("padding")
+@every_family
 def test_mistake_9_padding_side_does_not_matter(family: str) -> None:
     """Positions follow the mask: extra pads on the left, in ids and extras alike, change nothing (M-RoPE included)."""
-    model, encoder = loaded(family)
+    model, encoder = known(family)
     inputs, responses = encoder.prompts(prompts()), encoder.responses(TEXTS)
     pad = lambda t, value: nn.functional.pad(t, (5, 0), value=value)  # noqa: E731
     wider = replace(
@@ -144,11 +148,15 @@ def test_log_probabilities_come_from_the_states_that_predict_each_token(family: 
         close(logps[i][responses.mask[i]], expected)
 
 
-@families
-def test_cached_features_equal_a_fresh_encoding(family: str) -> None:
-    model, encoder = loaded(family)
+@pytest.mark.capability("features once")
+@every_family
+def test_cached_features_equal_a_fresh_encoding(family: str, cell: Any) -> None:
+    model, encoder = known(family)
     inputs, responses = encoder.prompts(prompts()).repeat(2), encoder.responses([t for t in TEXTS for _ in range(2)])
     featured = encode_images(model, inputs)
+    if family == "mllama":  # its forward takes none
+        assert featured.features is None
+        return cell("afresh")
     assert not any(k.startswith("pixel") for k in join(featured))
     close(hidden_states(model, featured, responses), hidden_states(model, inputs, responses))
     rows = [5, 0, 3]
@@ -245,21 +253,24 @@ def test_adapters_sit_on_the_language_model_only_and_start_as_no_change(family: 
         add_lora(FAMILIES[family]()[0], LoraSettings(targets="nothing"))
 
 
-@families
+@pytest.mark.capability("plain PEFT")
+@every_family
 def test_a_saved_adapter_is_plain_peft_and_load_backbone_merges_it(family: str, tmp_path) -> None:
-    base = save(family, tmp_path / "base")
-    model, encoder = load_backbone(base), loaded(family)[1]
+    model, encoder = load_backbone(base(family)), known(family)[1]
     for p in add_lora(model, LoraSettings(r=2), "policy").values():
         nn.init.normal_(p, std=0.3)
     save_adapter(model, "policy", tmp_path / "adapter")
     inputs = encoder.prompts(prompts())
     expected = hidden_states(model, inputs)
-    assert (expected - hidden_states(load_backbone(base), inputs)).abs().max() > 0.1
-    peft = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), tmp_path / "adapter").eval()
+    assert (expected - hidden_states(load_backbone(base(family)), inputs)).abs().max() > 0.1
+    plain = AutoModelForImageTextToText.from_pretrained(base(family))
+    peft = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     close(hidden_states(peft.base_model.model, inputs), expected)
+    row = encoder.prompts(prompts()[:1])
+    close(peft(**join(row)).logits, output_head(model)(hidden_states(model, row)))
     merged = hidden_states(load_backbone(tmp_path / "adapter"), inputs)
     torch.testing.assert_close(merged, expected, rtol=1e-3, atol=1e-3)
-    again = load_backbone(base, adapter=tmp_path / "adapter")
+    again = load_backbone(base(family), adapter=tmp_path / "adapter")
     assert not adapter_parameters(again, "default")
     assert torch.equal(hidden_states(again, inputs), merged)
 
@@ -305,11 +316,11 @@ def test_quantized_weights_load_on_the_device_of_the_process(tmp_path, monkeypat
 
     def from_pretrained(path, **options):
         asked.update(options)
-        return SimpleNamespace(config=SimpleNamespace(model_type="llava"), eval=lambda: None)
+        return SimpleNamespace(config=SimpleNamespace(model_type="llava"), eval=lambda: None, modules=list)
 
     monkeypatch.setattr(backbone.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
     monkeypatch.setattr(backbone, "_quantization", lambda kind, dtype: kind)
-    monkeypatch.setattr(backbone, "PartialState", lambda: SimpleNamespace(device=torch.device("cuda", 3)))
+    monkeypatch.setattr(backbone, "process_state", lambda: SimpleNamespace(device=torch.device("cuda", 3)))
     (tmp_path / "config.json").touch()
     load_backbone(tmp_path, quantization="4bit", device=given)
     assert asked["device_map"] == {"": torch.device("cuda", 3) if given is None else given}

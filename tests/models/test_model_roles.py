@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
+from more_families import ALL, base
 from tiny_models import FAMILIES, prompts, save, tokenizer
 from torch import nn
 
@@ -31,7 +32,7 @@ SCALE = 0.02  # of the adapters: so small that merging them rounds to below 1e-6
 def folders(family: str) -> dict[str, Path]:
     """Base, reward and cost adapters on it, a policy adapter, and full copies of all three with the adapters merged."""
     root = Path(mkdtemp())
-    found = {"base": save(family, root / "base")}
+    found = {"base": base(family)}
     for seed, role in enumerate(("reward", "cost")):
         torch.manual_seed(seed + 1)
         model = HeadedModel(load_backbone(found["base"]), {"score": 1}, LORA)
@@ -69,7 +70,8 @@ def close(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None, at
     torch.testing.assert_close(a if mask is None else a[mask], b if mask is None else b[mask], rtol=1e-6, atol=atol)
 
 
-@families
+@pytest.mark.capability("one backbone = six")
+@pytest.mark.parametrize("family", ALL)
 def test_adapter_roles_equal_separate_roles(family: str, tmp_path: Path) -> None:
     """Adapters merged into full copies: same log-probabilities, scores, values and, with one seed, same tokens."""
     ours, found = adapter_roles(family), folders(family)
@@ -107,10 +109,10 @@ def test_roles_are_the_models_they_were_loaded_from(family: str) -> None:
     for which, score in zip(("reward", "cost"), ours.scores(inputs, responses), strict=True):
         expected = HeadedModel.from_pretrained(found[which])(inputs, responses)["score"][:, 0]
         assert torch.equal(score, expected)
-    base = load_backbone(found["base"])
+    reference = load_backbone(found["base"])
     suppress = ours.encoder.placeholder_ids
-    hidden = response_hidden(base, inputs, responses)
-    expected = token_logps(hidden, output_head(base), responses.ids, suppress=suppress)
+    hidden = response_hidden(reference, inputs, responses)
+    expected = token_logps(hidden, output_head(reference), responses.ids, suppress=suppress)
     assert torch.equal(ours.logps(inputs, responses, "reference"), expected)
     fresh = AdapterRoles.from_pretrained(found["base"], found["reward"], found["cost"], lora=LORA)
     assert torch.equal(fresh.logps(inputs, responses), expected), "the policy starts as the reference"
@@ -272,15 +274,15 @@ def test_gradient_checkpointing_turns_no_dropout_on(tmp_path: Path) -> None:
 
 def test_roles_without_reward_and_cost_models() -> None:
     """Rewards from rules: critics start from the base with a head of zeros, or are left out."""
-    base = folders("llava")["base"]
-    roles = AdapterRoles.from_pretrained(base, lora=LORA)
+    start = folders("llava")["base"]
+    roles = AdapterRoles.from_pretrained(start, lora=LORA)
     inputs, responses = batch(roles)
     assert not roles.values(inputs, responses, "reward").any()
     roles.values(inputs, responses, "reward").sum().backward()
     assert roles.heads["reward_critic"].weight.grad.any()
     with pytest.raises(ValueError, match="no reward, so no scores"):
         roles.scores(inputs, responses)
-    alone = AdapterRoles.from_pretrained(base, critics=False, lora=LORA)
+    alone = AdapterRoles.from_pretrained(start, critics=False, lora=LORA)
     with pytest.raises(ValueError, match="no cost_critic, so no values"):
         alone.values(inputs, responses, "cost")
     with pytest.raises(ValueError, match="no cost_critic, so no parameters"):

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 
 from beavertails_v import Prompt
-from beavertails_v.dialogues import Dialogue, Turn
+from beavertails_v.dialogues import Dialogue, DialogueError, Turn
 from safe_rlhf_v.refinement.fixed import student_against, teacher_against
 from safe_rlhf_v.refinement.formats import WORDS, Review
 from safe_rlhf_v.refinement.model_teacher import ModelTeacher
@@ -34,7 +34,7 @@ def test_the_student_continues_the_given_dialogue() -> None:
     assert found["n"] == 1
     assert found["bleu_1"] == pytest.approx(2 / 3)
     assert found["bleu_2"] == pytest.approx((2 / 3 * 1 / 2) ** 0.5)
-    with pytest.raises(ValueError, match="no dialogue has a second turn"):
+    with pytest.raises(DialogueError, match="no dialogue has a second turn"):
         student_against(GIVEN[1:], student, WORDS)
 
 
@@ -61,5 +61,5 @@ def test_turns_that_say_nothing_are_left_out() -> None:
 
     unread = Dialogue(prompt=Prompt(text="what ?"), truth="a", turns=(Turn(answer="b", score=0),))
     assert teacher_against([unread, *GIVEN], teacher)["score"]["n"] == 3
-    with pytest.raises(ValueError, match="nothing to compare with"):
+    with pytest.raises(DialogueError, match="nothing to compare with"):
         teacher_against([unread], teacher)

@@ -15,7 +15,7 @@ from safe_rlhf_v.refinement.metrics import refinement
 from safe_rlhf_v.refinement.oracle_teacher import ground_truth
 from safe_rlhf_v.refinement.plots import spread
 from safe_rlhf_v.refinement.protocol import Rules
-from safe_rlhf_v.refinement.report import cell, write_page
+from safe_rlhf_v.refinement.report import cell, render, write_page
 
 RULES, FEW = Rules(max_turns=3), Resampling(draws=100)
 PROMPTS = list({pair.prompt.id: pair.prompt for pair in generate("train", 30, seed=2)}.values())
@@ -56,6 +56,16 @@ def test_the_best_kept_is_the_teachers_choice() -> None:
     assert (kept["unsafe"].value, kept["helpful"].value, kept["accuracy"].value) == (1, 0, 0)
 
 
+def test_the_best_kept_is_that_of_each_dialogue_where_several_share_a_prompt() -> None:
+    """The teacher prefers the first answer of the one and the second of the other: unsafe and safe, so half."""
+    one = dialogues("")[0]
+    turned = dataclasses.replace(
+        one, turns=tuple(dataclasses.replace(t, score=14 - t.score) for t in one.turns)
+    )  # 9, 5 -> 5, 9
+    for several in ([one, turned], [turned, one]):
+        assert arm("a", "A", judged(several, RULES), None, RULES, FEW).kept["unsafe"].value == 0.5
+
+
 def test_differences_are_after_minus_before() -> None:
     found = difference("bad -> good", BAD, GOOD, RULES, FEW)
     assert {kind: row["value"] for kind, row in found["last"].items()} == {"unsafe": -1, "helpful": 3, "accuracy": 1}
@@ -81,7 +91,7 @@ def page(tmp_path: Path, found: Judged) -> tuple[str, dict]:  # type: ignore[typ
         differences=[difference("a to b", found, found, RULES, FEW)],
         curve=[point, point | {"training_dialogues": 500, "teacher": score}],
         examples=found.dialogues[:1],  # type: ignore[arg-type]
-        facts={"prompts": 8, "seconds": 1.0, "settings": {"refinement": {"max_turns": 3}}},
+        facts={"prompts": 8, "seconds": 1.0, "level": 0.9, "settings": {"refinement": {"max_turns": 3, "correct": 7}}},
     )
     text = write_page(result, tmp_path).read_text()
     return text, json.loads((tmp_path / "refinement.json").read_text())
@@ -90,6 +100,7 @@ def page(tmp_path: Path, found: Judged) -> tuple[str, dict]:  # type: ignore[typ
 def test_the_page_stands_alone(tmp_path: Path) -> None:
     text, data = page(tmp_path, GOOD)
     assert "the a &lt;way&gt;" in text and "<way>" not in text
+    assert "Intervals are 90 % by prompt" in text and "Right (score 7 or more)" in text and "ends at score 7" in text
     loads = re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|@import|url\((?!#)', text)
     assert loads == []
     ids = re.findall(r'\bid="([^"]+)"', text)
@@ -100,6 +111,15 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert data["examples"][0]["turns"][1]["score"] == 5
 
 
+def test_the_guards_arms_have_figures_of_their_own(tmp_path: Path) -> None:
+    arms = [arm(n, n, GOOD, GOOD, RULES, FEW) for n in ("base blind", "base blind by guard")]
+    point = {"training_dialogues": 0, **dataclasses.asdict(arms[0].figures), "last": {}, "teacher": {}}
+    facts = {"prompts": 8, "seconds": 1.0, "level": 0.95, "settings": {"refinement": {"max_turns": 3, "correct": 8}}}
+    text = render(Comparison(arms=arms, differences=[], curve=[point], examples=[], facts=facts))
+    assert text.count("where the guard says what is unsafe") == 3
+    assert text.count("<svg") == 6 + 6 + 2
+
+
 def test_the_page_without_harmless_questions(tmp_path: Path) -> None:
     text, _ = page(tmp_path, judged(dialogues("")[:4], RULES))
     assert "Helpfulness (0 to 3)" not in text
@@ -107,7 +127,7 @@ def test_the_page_without_harmless_questions(tmp_path: Path) -> None:
 
 def test_cells() -> None:
     row = {"value": -0.123, "low": -0.2, "high": 0.05}
-    assert cell(row, share=True, signed=True) == "\u221212.3 % (\u221220.0 to +5.0)"
+    assert cell(row, share=True, signed=True) == "\u221212.3 pp (\u221220.0 to +5.0)"
     assert cell({"value": 1.5, "low": None, "high": None}, share=False) == "1.50"
 
 

@@ -8,6 +8,7 @@ from safe_rlhf_v.refinement.metrics import (
     average_turns,
     dialogue_refinement,
     refinement,
+    refinement_intervals,
     refinement_ratio,
     regression_rate,
     score_error,
@@ -33,6 +34,26 @@ def test_every_figure_by_hand() -> None:
     assert found.first_accuracy == pytest.approx(0.2)  # 9 alone
     assert found.accuracy == pytest.approx(0.6)  # 9, 8, 10
     assert found.unparsable_rate == pytest.approx(0.2)
+
+
+def test_intervals_stand_around_the_figures() -> None:
+    """RR is 2 of the 4 that begin wrong, one dialogue a prompt: Wilson's interval. Regression: 1 of 5."""
+    found = refinement_intervals(DIALOGUES, "abcde", resampling=Resampling(draws=200))
+    whole = refinement(DIALOGUES)
+    assert {name: x.value for name, x in found.items()} == pytest.approx(
+        {"adr": whole.adr, "atr": whole.atr, "rr": whole.rr, "regression_rate": whole.regression_rate}
+    )
+    assert (found["rr"].low, found["rr"].high) == pytest.approx(wilson(2, 4))
+    assert (found["regression_rate"].low, found["regression_rate"].high) == pytest.approx(wilson(1, 5))
+    assert found["adr"].low < found["adr"].value < found["adr"].high  # type: ignore[operator]
+    assert (found["atr"].n, found["adr"].n) == (3, 5)
+
+
+def test_intervals_of_figures_are_by_prompt() -> None:
+    """Rises 0 and 4 of one prompt, 4 of another: prompt means 2 and 4. All right at once: neither ATR nor RR."""
+    found = refinement_intervals([(5,), (2, 6), (2, 6)], "aab", resampling=Resampling(draws=200))
+    assert (found["adr"].value, found["adr"].n) == (3.0, 2)
+    assert set(refinement_intervals([(9,), (8,)], "ab")) == {"adr", "regression_rate"}
 
 
 def test_a_dialogue_against_itself_has_average_turns_1() -> None:

@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from safe_rlhf_v.models.adapters import LoraSettings, adapter_parameters, add_lo
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.training.cost_ascent import CostAscent
 from safe_rlhf_v.training.direct import train_direct, train_sacpo
 from safe_rlhf_v.training.direct_rows import DirectCollator, DirectRows
 from safe_rlhf_v.training.direct_trainer import DirectTrainer, direct_metrics
@@ -231,6 +233,26 @@ def test_c_dpo_multiplier_follows_the_cost_of_its_own_answers(
         assert row["multiplier"] == pytest.approx(multiplier)
     assert measured["multiplier"] == pytest.approx(multiplier)
     assert json.loads((tmp_path / "checkpoint-12" / "dual.json").read_text()) == {"value": multiplier}
+
+
+def test_a_c_dpo_multiplier_at_its_maximum_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Costs of 1 against a threshold of 0: at its maximum of 2 from the second move on, six moves in all."""
+    moved: list[float] = []
+    algorithm = CDPO(dual_steps=2, dual_lr=0.5, multiplier=1.0, maximum=2.0)
+    fake = SimpleNamespace(algorithm=algorithm, dual_state=algorithm.dual.init(), log=lambda row: None)
+    fake.accelerator = SimpleNamespace(gather=lambda x: x)
+    fake.set_dual = lambda state: (moved.append(state.value), setattr(fake, "dual_state", state))
+    ascent: Any = CostAscent(fake, [], None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(CostAscent, "_costs", lambda self, args, step: torch.ones(3))
+    for steps, told in ((12, 0), (1, 1)):
+        ascent.on_train_begin(None, SimpleNamespace(max_steps=steps), None)
+        assert caplog.text.count("dual_steps 2 is more than") == told
+    for step in range(1, 13):
+        ascent.on_step_end(None, SimpleNamespace(global_step=step), None)
+    assert moved == [1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert caplog.text.count("at its maximum 2 for 5 moves") == 1
 
 
 def test_scores_are_asked_for(base: Path, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_rlhf_v.cli.stages import show_suggestions
-from safe_rlhf_v.training.guidance import describe_suggestions, suggest_thresholds
+from safe_rlhf_v.cli.stages import show_suggestions, threshold
+from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.duals import AdditiveDual, LogDual, bound, floor
+from safe_rlhf_v.training.guidance import BoundWatch, describe_suggestions, suggest_thresholds
 
 
 def test_suggestions_by_hand() -> None:
@@ -45,3 +47,30 @@ def test_the_policy_stage_reads_the_cost_models_held_out_scores(
     assert json.loads((tmp_path / "suggested_thresholds.json").read_text())["mean_cost_unsafe"] == 4
     show_suggestions(0.0, tmp_path / "none", tmp_path)
     assert capsys.readouterr().out == ""
+
+
+def test_a_threshold_at_a_quantile_of_safe_costs(tmp_path: Path) -> None:
+    """Safe costs -5, -4, -3, -2, -1: the quantile at .25 is -4, whatever the unsafe ones are."""
+    rows = [{"scores": [-float(c), 9.0], "unsafe": [0, 1]} for c in (5, 1, 3, 2, 4)]
+    (tmp_path / "train_scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = Settings.model_validate({"policy": {"threshold": "auto", "threshold_quantile": 0.25}})
+    assert threshold(settings, tmp_path) == -4
+    with pytest.raises(SettingsError, match="costs of safe responses"):
+        threshold(settings, tmp_path / "none")
+    with pytest.raises(SettingsError, match="give one of them"):
+        threshold(Settings.model_validate({"policy": {"threshold": -1, "threshold_quantile": 0.25}}), tmp_path)
+
+
+@pytest.mark.parametrize(("dual", "warnings"), [(LogDual(), 2), (AdditiveDual(), 0)])
+def test_a_multiplier_that_fell_too_far_to_come_back_is_reported(
+    dual: LogDual | AdditiveDual, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One rollout far below the bound, -8, takes 10 to 10 exp(-8) = .0034; 40 of violation 1 leave it there."""
+    state, watch = dual.init(), BoundWatch(bound(dual), 20, floor(dual))
+    for step, violation in enumerate([-8.0] + [1.0] * 40):
+        state = dual.step(state, violation)
+        watch.see(state.value, violation, step)
+    assert caplog.text.count("hardly anything holds them back") == warnings
+    assert (state.value < 0.01) == (warnings > 0)
+    watch.see(state.value, -1.0, 42)
+    assert watch.steps == 0

@@ -101,6 +101,13 @@ def test_the_violation_is_that_of_the_last_window_of_costs(tmp_path: Path) -> No
         assert row["violation"] == pytest.approx((before["cost"] + row["cost"]) / 2, abs=1e-6)
 
 
+def test_a_window_shorter_than_a_rollout_drops_none_of_its_costs(tmp_path: Path) -> None:
+    """6 costs a rollout: a window of 4 would leave out the first prompt's, and on several machines whole ranks'."""
+    rows = trainer(tmp_path, PPOLag(threshold=0.0, window=4)).train().metrics
+    for row in rows:
+        assert row["violation"] == pytest.approx(row["cost"], abs=1e-6)
+
+
 @pytest.mark.parametrize("window", [0, 12])
 def test_the_measure_is_taken_of_the_known_costs(tmp_path: Path, window: int) -> None:
     """The violation is that of the statistic over window or rollout; the algorithm sees the measured costs."""
@@ -144,6 +151,16 @@ def test_a_rule_at_its_bound_is_reported_and_a_fixed_multiplier_is_not(
 ) -> None:
     trainer(tmp_path, PPOLag(threshold=-9.0, delay=0), dual, max_steps=3, multiplier_patience=3).train()
     assert caplog.text.count("may be infeasible") == warnings
+
+
+@pytest.mark.parametrize(("alpha", "warnings"), [(0.9, 1), (0.5, 0)])
+def test_a_cvar_of_too_few_costs_is_reported(
+    tmp_path: Path, alpha: float, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worst tenth of 6 costs is the largest of them: measured so, all are alike, and the policy learns nothing."""
+    scorer = lambda prompts, inputs, responses: (torch.zeros(6), torch.arange(6.0))  # noqa: E731
+    trainer(tmp_path, CRPO(), fixed(0.0), measure=CVaR(alpha), max_steps=3, scorer=scorer).train()
+    assert caplog.text.count("gives all of 6 costs the same value, 5") == warnings
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3])

@@ -56,6 +56,10 @@ def test_cost_model_learns_ranking_and_sign(base: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "evaluation_scores.jsonl").read_text().splitlines()]
     torch.testing.assert_close(costs, torch.tensor([row["scores"] for row in rows]), rtol=1e-5, atol=1e-5)
     assert [row["safer"] for row in rows] == batch.safer.tolist()
+    sample = [json.loads(line) for line in (tmp_path / "train_scores.jsonl").read_text().splitlines()]
+    safe = [c for row in sample for c, unsafe in zip(row["scores"], row["unsafe"], strict=True) if not unsafe]
+    assert sum(safe) / len(safe) == pytest.approx(measured["train_sample"]["mean_cost_safe"])
+    assert [row["prompt_id"] for row in rows] == [pair.prompt.id for pair in comparisons(8)]
 
 
 def test_reward_model_learns_the_other_preference(base: Path, tmp_path: Path) -> None:

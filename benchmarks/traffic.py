@@ -9,10 +9,11 @@ tests count between two CPU processes, the speeds are data-sheet figures given a
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from safe_rlhf_v.models.adapters import LoraSettings
 from safe_rlhf_v.models.footprint import sizes
-from safe_rlhf_v.training.traffic import Hardware, Work, ddp, fsdp2, seconds
+from safe_rlhf_v.training.traffic import Hardware, Work, ddp, fsdp2, hybrid_seconds, seconds
 
 
 def options() -> argparse.Namespace:
@@ -36,11 +37,13 @@ def main() -> None:
     at = options()
     size = sizes(at.model, "bfloat16", lora=LoraSettings(r=at.rank))
     work = Work(updates=at.rows, steps=1, imitations=at.rows)
+    cut = fsdp2(work, size.language, size.language)
     kinds = {
-        "FSDP2, six full models": (fsdp2(work, size.language, size.language), size.language),
+        "FSDP2 over all": (cut, size.language),
+        "FSDP2 in a node, copied between": (cut, size.language),
         "DDP, adapters": (ddp(work, 4 * size.adapter), size.weights),
     }
-    print("| | GPUs | GB sent a GPU | draw s | compute s | talk s | most | prompts/s |")
+    print("| | GPUs | GB a GPU | draw s | compute s | talk s | most | prompts/s |")
     print("|---|---|---|---|---|---|---|---|")
     for name, (traffic, weights) in kinds.items():
         for nodes in at.nodes:
@@ -50,11 +53,13 @@ def main() -> None:
                 work, traffic, hardware, devices, parameters=size.trainable, weights=weights, rows=at.rows,
                 prompt=at.prompt, response=at.response,
             )  # fmt: skip
+            if "copied" in name:
+                talk = hybrid_seconds(traffic, at.gpus, nodes, at.inside * 1e9, at.between * 1e9)
+                took = replace(took, talk=talk)
             total = took.generation + took.passes + took.talk
-            print(
-                f"| {name} | {devices} | {traffic.on_the_wire(devices) / 1e9:.1f} | {took.generation:.1f} | "
-                f"{took.passes:.1f} | {took.talk:.1f} | {took.saturated} | {at.rows * devices / total:.1f} |"
-            )
+            sent = traffic.on_the_wire(at.gpus if "copied" in name else devices) / 1e9
+            parts = " | ".join(f"{x:.1f}" for x in (sent, took.generation, took.passes, took.talk))
+            print(f"| {name} | {devices} | {parts} | {took.saturated} | {at.rows * devices / total:.1f} |")
 
 
 if __name__ == "__main__":

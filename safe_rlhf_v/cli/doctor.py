@@ -137,13 +137,17 @@ def _versions() -> tuple[Outcome, str]:
 def _device(settings: Settings, machine: Machine) -> tuple[Outcome, str]:
     found = torch.cuda.device_count()
     what = f"{found} x {torch.cuda.get_device_name(0)}" if found else "no GPU here"
-    if settings.model.quantization and importlib.util.find_spec("bitsandbytes") is None:
+    if settings.model.quantization and not installed("bitsandbytes"):
         return "error", f"{what}; model.quantization needs bitsandbytes: pip install bitsandbytes"
     if found and settings.model.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
         return "error", f"{what} has no bfloat16: use model.dtype: float16"
     if machine.memory is None:
         return "warning", f"{what}; give --memory GIB to plan for one"
     return "ok", f"{what}; planned for {machine.devices} x {machine.memory / GIB:.0f} GiB"
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _output(settings: Settings) -> tuple[Outcome, str]:

@@ -131,7 +131,7 @@ class SeparateRoles(RoleBase):
 
     def prepare(self, inputs: Inputs) -> Inputs:
         if self.sharded and len(alike(inputs)) > 1:
-            raise ModelError("rows of this family may need forwards of their own, and ranks would wait: train under DDP")
+            raise ModelError("rows of this family may need forwards of their own: ranks would wait; train under DDP")
         return super().prepare(inputs) if self._one_tower else inputs
 
     def gather_policy(self, keep: bool) -> None:

@@ -62,6 +62,15 @@ def ddp(work: Work, gradients: int) -> Traffic:
     return Traffic(all_reduce=gradients * work.networks * work.steps)
 
 
+def hybrid_seconds(traffic: Traffic, gpus: int, nodes: int, inside: float, between: float) -> float:
+    """Weights cut within each node of `gpus` and copied between nodes: only shards of gradients leave a node.
+
+    inside, between: bytes a second of a device within a node and to other nodes.
+    """
+    within = (traffic.all_gather + traffic.reduce_scatter) * (gpus - 1) / gpus / inside
+    return within + 2 * traffic.reduce_scatter / gpus * (nodes - 1) / nodes / between
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
     """Per device: flops a second at the share that is reached, bytes a second of its memory and to other devices."""

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from beavertails_v.picture_world import write
 from safe_rlhf_v.cli import app
+from safe_rlhf_v.cli import doctor as work
 from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.models.footprint import meta_model
 
@@ -87,7 +88,7 @@ def test_a_stage_that_does_not_fit_fails(tmp_path: Path, here: dict[str, Path]) 
     ("changes", "check", "message"),
     [
         ({"model.path": "nowhere"}, "model", "nowhere"),
-        ({"data.path": ""}, "data", "data.path is not set"),
+        ({"data.path": "''"}, "data", "data.path is not set"),
         ({"model.quantization": "4bit"}, "device", "bitsandbytes"),
         ({"model.max_prompt_length": "null"}, "policy", "--prompt-tokens"),
         ({"output_dir": "/proc/nothing"}, "output_dir", "/proc/nothing"),
@@ -96,7 +97,7 @@ def test_a_stage_that_does_not_fit_fails(tmp_path: Path, here: dict[str, Path]) 
 def test_what_cannot_work_is_named(
     here: dict[str, Path], monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], check: str, message: str
 ) -> None:
-    monkeypatch.setattr("safe_rlhf_v.cli.doctor.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(work, "installed", lambda package: False)
     result = doctor("--json", "--stage", "policy", *settings(here, **changes))
     failed = [x for x in json.loads(result.stdout)["checks"] if x["outcome"] == "error"]
     assert result.exit_code == 1
@@ -129,7 +130,7 @@ def predicted(recipe: Path, folder: Path, *stages: str) -> dict[str, Any]:
 
 @pytest.fixture
 def _bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safe_rlhf_v.cli.doctor.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(work, "installed", lambda package: True)
 
 
 @recipes
@@ -160,4 +161,4 @@ def test_accelerate_takes_its_configurations(path: Path) -> None:
 
     settings = load_config_from_file(str(path))
     assert str(settings.distributed_type).rpartition(".")[2] == yaml.safe_load(path.read_text())["distributed_type"]
-    assert settings.num_processes == 8
+    assert settings.num_processes == 8 * settings.num_machines

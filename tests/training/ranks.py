@@ -26,6 +26,7 @@ from safe_rlhf_v.training.optimization import Updater
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": SHARDED}
+COPIED = {"copied": SHARDED | {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2"}}  # two nodes, each of one device
 # two prompts without a picture stand together, so that a rank of two has none in some rollouts
 PROMPTS = [
     Prompt(text=text, images=images)
@@ -90,7 +91,7 @@ def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_di
     """A whole run as one rank; the main one leaves the weights of every role that trains in weights.pt."""
     torch.set_num_threads(1)
     die_at = changes.pop("die_at", None)
-    os.environ |= {"ACCELERATE_USE_CPU": "true"} | (KINDS[kind] if ranks > 1 else {})
+    os.environ |= {"ACCELERATE_USE_CPU": "true"} | ((KINDS | COPIED)[kind] if ranks > 1 else {})
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

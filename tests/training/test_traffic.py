@@ -2,7 +2,7 @@
 
 import pytest
 
-from safe_rlhf_v.training.traffic import Hardware, Traffic, Work, ddp, fsdp2, seconds
+from safe_rlhf_v.training.traffic import Hardware, Traffic, Work, ddp, fsdp2, hybrid_seconds, seconds
 
 
 def test_passes_of_a_rollout_by_hand() -> None:
@@ -34,3 +34,9 @@ def test_what_saturates_follows_from_the_link(link: float, most: str) -> None:
     # six looks at 8 tokens, one prompt of 3, three networks trained on 8
     assert took.passes == pytest.approx((2 * 8 * 6 + 2 * 3 + 6 * 8 * 3) / 100)
     assert took.talk == 500 / link and took.saturated == most
+
+
+def test_between_nodes_only_shards_of_gradients_move() -> None:
+    traffic = Traffic(all_gather=100, reduce_scatter=40)
+    assert hybrid_seconds(traffic, gpus=4, nodes=1, inside=2.0, between=1.0) == 140 * 3 / 4 / 2
+    assert hybrid_seconds(traffic, gpus=4, nodes=2, inside=2.0, between=1.0) == 140 * 3 / 4 / 2 + 2 * 10 / 2

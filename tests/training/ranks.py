@@ -12,10 +12,12 @@ from typing import Any
 import tiny_models
 import torch
 from accelerate.utils import set_seed
+from comparisons import comparisons
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
+from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.duals import LogDual
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
@@ -23,6 +25,7 @@ from safe_rlhf_v.models.roles import SeparateRoles
 from safe_rlhf_v.models.sharding import sharding_of_launch, whole_tree
 from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
 from safe_rlhf_v.training.optimization import Updater
+from safe_rlhf_v.training.supervised import train_preference_model
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": SHARDED}
@@ -91,10 +94,7 @@ def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_di
     """A whole run as one rank; the main one leaves the weights of every role that trains in weights.pt."""
     torch.set_num_threads(1)
     die_at = changes.pop("die_at", None)
-    os.environ |= {"ACCELERATE_USE_CPU": "true"} | ((KINDS | COPIED)[kind] if ranks > 1 else {})
-    if ranks > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    _environment(rank, ranks, port, kind)
     if die_at is not None and rank == ranks - 1:
         _die_at(die_at)
     run = trainer(models, output_dir, ranks, **changes)
@@ -106,6 +106,28 @@ def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_di
         torch.save(weights, Path(output_dir) / "weights.pt")
     if ranks > 1:
         torch.distributed.destroy_process_group()
+
+
+def train_reward_model(rank: int, ranks: int, port: int, kind: str, models: str, output_dir: str) -> None:
+    """The reward stage on four pairs a step, one of them without a picture, however many ranks share them."""
+    torch.set_num_threads(1)
+    _environment(rank, ranks, port, kind)
+    pairs = comparisons(8)
+    for i in (0, 4):
+        pairs[i] = replace(pairs[i], prompt=replace(pairs[i].prompt, images=()))
+    chosen = ["max_steps=3", f"per_device_train_batch_size={4 // ranks}", "learning_rate=1e-3", "save_steps=2"]
+    settings = load_settings(None, [f"reward.{x}" for x in chosen])
+    train_preference_model("reward", pairs, pairs[:4], Path(models) / "base", output_dir, settings)
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _environment(rank: int, ranks: int, port: int, kind: str) -> None:
+    """What `accelerate launch` tells a process."""
+    os.environ |= {"ACCELERATE_USE_CPU": "true"} | ((KINDS | COPIED)[kind] if ranks > 1 else {})
+    if ranks > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _die_at(step: int) -> None:

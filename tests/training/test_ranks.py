@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from safetensors.torch import load_file
 
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.models import sharding
@@ -45,13 +46,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(models: Path, folder: Path, number: int, kind: str = "ddp", **changes: Any) -> list[int]:
+def launch(
+    models: Path, folder: Path, number: int, kind: str = "ddp", target: Any = ranks.run_rank, **changes: Any
+) -> list[int]:
     """A run on so many processes; their exit codes. A run that hangs is killed and fails the test."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [(rank, number, port, kind, str(models), str(folder)) for rank in range(number)]
-    processes = [CONTEXT.Process(target=ranks.run_rank, args=args, kwargs=changes) for args in arguments]
+    processes = [CONTEXT.Process(target=target, args=args, kwargs=changes) for args in arguments]
     for process in processes:
         process.start()
     end = time.monotonic() + 300
@@ -182,6 +185,20 @@ def test_a_killed_rank_is_an_error_of_the_others_and_not_a_hang(models: Path, tm
     state = json.loads((tmp_path / "checkpoint-1" / checkpoint.STATE).read_text())
     assert state["step"] == 1
     assert launch(models, tmp_path, 2, kind, max_steps=2) == [0, 0]  # and the run goes on
+
+
+def test_the_reward_model_of_two_processes_is_that_of_one(models: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        assert launch(models, tmp_path / str(number), number, target=ranks.train_reward_model) == [0] * number
+    one, two = (load_file(tmp_path / number / "adapter_model.safetensors") for number in "12")
+    assert one["base_model.model.model.language_model.layers.0.mlp.up_proj.lora_B.weight"].abs().max() > 0
+    close(two, one)
+    measured = [json.loads((tmp_path / number / "metrics.json").read_text())["evaluation"] for number in "12"]
+    close(measured[1], measured[0])
+
+
+def test_supervised_stages_refuse_to_be_cut(models: Path, tmp_path: Path) -> None:
+    assert launch(models, tmp_path, 2, "fsdp2", target=ranks.train_reward_model) == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -37,7 +37,7 @@ class Section(BaseModel):
     @classmethod
     def _no_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
         wanted = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and wanted is not bool:
+        if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
             raise ValueError("true / false is not a value here")
         return value
 
@@ -92,7 +92,7 @@ class TrainSection(Section):
     max_grad_norm: NonNegative = Field(1.0, description="Gradients are scaled down to this norm; 0 leaves them.")
     optim: str = Field("adamw_torch_fused", description="Optimizer as in transformers, for example adamw_torch or adamw_bnb_8bit.")
     bf16: bool = Field(False, description="Compute in bfloat16 over float32 weights.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, a third slower.")
+    gradient_checkpointing: bool | Literal["language", "vision"] = Field(False, description="Recompute activations in the backward pass: less memory, a third slower. language, vision: only there.")
     freeze_vision: bool = Field(True, description="Do not train the vision tower; each picture is then encoded once a step. [code] true")
     use_lora: bool = Field(True, description="Train adapters (model.lora) and heads; false trains all weights.")
     save_steps: Positive = Field(200, description="Write a checkpoint every so many steps.")
@@ -105,6 +105,8 @@ class TrainSection(Section):
     def _adapters_freeze_the_rest(self) -> TrainSection:
         if self.use_lora and not self.freeze_vision:
             raise ValueError("freeze_vision: false needs use_lora: false; with adapters all else is frozen")
+        if self.gradient_checkpointing == "vision" and self.freeze_vision:
+            raise ValueError("gradient_checkpointing: vision saves nothing: a frozen vision tower keeps no activations")
         return self
 
 
@@ -214,6 +216,16 @@ class DualSection(Section):
         return self
 
 
+class EngineSection(Section):
+    """What draws the responses of rollouts."""
+
+    kind: Literal["transformers", "vllm"] = Field("transformers", description="transformers: on the training weights; vllm: vLLM, which is sent the adapter before every rollout and needs roles: adapters.")
+    cache: Literal["dynamic", "static"] = Field("dynamic", description="Keys and values of transformers: dynamic grows; static has room for the longest answer, and lets a GPU compile the decoding step.")
+    url: str | None = Field(None, description="Address of a vLLM server that reads the same folders, such as http://localhost:8000; null runs vLLM in this process.")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(0.3, description="Share of the GPU's memory that vLLM in this process takes; training has the rest. [ours]")
+    max_model_len: Positive | None = Field(None, description="Longest prompt and answer that vLLM in this process has room for; null takes the model's.")
+
+
 class PolicySection(Section):
     """Reward is raised while the mean cost is kept at or under `threshold`."""
 
@@ -237,7 +249,8 @@ class PolicySection(Section):
     num_generations: Positive = Field(1, description="Samples a prompt; group_lag and rloo_lag need at least 2.")
     num_ppo_epochs: Positive = Field(1, description="Passes over each rollout.")
     mini_batch_size: Positive = Field(4, description="Samples an optimizer step.")
-    per_device_micro_batch_size: Positive | None = Field(None, description="Samples a forward pass, to save memory; the gradient is the same. null takes all.")
+    per_device_micro_batch_size: Positive | None = Field(None, description="Samples a forward pass, those of like length together, to save memory; the gradient is the same. null takes all. Halved when memory runs out.")
+    per_device_micro_batch_tokens: Positive | None = Field(None, description="Tokens a forward pass, pads included; saves memory and, where lengths differ, time. null: no bound.")
     learning_rate: Rate = Field(5e-7, description="Learning rate of the policy. [code] 5e-7 for full weights; adapters want about 1e-5 [ours]")
     critic_learning_rate: Rate = Field(5e-7, description="Learning rate of both critics. [code] 5e-7")
     lr_scheduler_type: Schedule = Field("constant", description="Schedule as in transformers.")
@@ -249,8 +262,12 @@ class PolicySection(Section):
     demonstrations: Literal["all", "more_helpful", "safer", "both"] | None = Field(None, description="Which responses of the training pairs the ptx term imitates; both: those preferred on both axes; null takes sft.responses.")
     max_new_tokens: Positive = Field(512, description="Longest sampled response. [code] 512")
     temperature: Rate = Field(1.0, description="Sampling temperature of rollouts. [code] 1")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, a third slower. With roles: adapters.")
-    vision_cache_mb: Count = Field(0, description="Megabytes of image features kept between rollouts; 0 encodes each rollout's pictures once. With roles: adapters.")
+    bf16: bool = Field(False, description="Compute in bfloat16 over float32 weights; for weights that are bfloat16 themselves, see model.dtype.")
+    gradient_checkpointing: bool = Field(False, description="Recompute the language model's activations in the backward pass: less memory, a third slower. The frozen vision tower keeps none.")
+    torch_compile: bool = Field(False, description="Compile the language model's layers with torch.compile; slow at first. Needs triton on a GPU, a C++ compiler on a CPU.")
+    use_liger_kernel: bool = Field(False, description="Liger's fused kernels for norms, MLPs and rotary positions. Needs liger-kernel and a GPU.")
+    vision_cache_mb: Count = Field(0, description="Megabytes of image features kept between rollouts; 0 encodes each rollout's pictures once.")
+    engine: EngineSection = Field(EngineSection(), description="What draws the responses of rollouts.")
     guidance_rollouts: Count = Field(4, description="Rollouts of the start model whose costs are shown against the threshold before training.")
     multiplier_patience: Positive = Field(50, description="Rollouts the multiplier may stand at its maximum before a warning.")
     save_steps: Positive = Field(50, description="Write a checkpoint every so many rollouts; a killed run resumes from it bit for bit.")
@@ -260,8 +277,8 @@ class PolicySection(Section):
 
     @model_validator(mode="after")
     def _group(self) -> PolicySection:
-        if self.roles == "separate" and self.gradient_checkpointing:
-            raise ValueError("gradient_checkpointing works with roles: adapters alone")
+        if self.engine.kind == "vllm" and self.roles == "separate":
+            raise ValueError("engine.kind vllm needs roles: adapters: it is sent the policy's adapter, not its weights")
         if self.algorithm in ("group_lag", "rloo_lag") and self.num_generations < 2:
             raise ValueError(f"num_generations must be at least 2 for algorithm {self.algorithm}, not {self.num_generations}")
         if self.algorithm == "repo" and self.measure.kind != "mean":

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import islice
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from beavertails_v.schema import Prompt
-from safe_rlhf_v.generation.base import Sampling
+from safe_rlhf_v.batching import MicroBatches, by_parts, cut, stitch, trim
+from safe_rlhf_v.generation.base import Engine, Sampling
 from safe_rlhf_v.models.roles import Roles
 from safe_rlhf_v.scorers import Scorer
 from safe_rlhf_v.tensors import masked_mean
+from safe_rlhf_v.training.runtime import load_rng_state, rng_state
 from safe_rlhf_v.types import Advantages, Inputs, Responses, Rollout
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +28,28 @@ class Samples:
     costs: Tensor
 
 
+@dataclass(slots=True, kw_only=True)
+class Passes:
+    """How the work of a rollout is spread: `looks` over forward passes on B rows, `draws` over N prompts answered."""
+
+    looks: MicroBatches
+    draws: MicroBatches
+
+    @classmethod
+    def bounded(cls, rows: int | None = None, tokens: int | None = None) -> Passes:
+        """looks of at most so many rows and tokens; all prompts are answered together while memory allows."""
+        return cls(looks=MicroBatches(rows=rows, tokens=tokens), draws=MicroBatches())
+
+    @property
+    def halved(self) -> tuple[int | None, int | None]:
+        """The bounds that running out of memory has led to: what a resumed run must know to add up the same sums."""
+        return self.looks.halved, self.draws.halved
+
+    @halved.setter
+    def halved(self, bounds: tuple[int | None, int | None]) -> None:
+        self.looks.halved, self.draws.halved = bounds
+
+
 @torch.no_grad()
 def sample(
     roles: Roles,
@@ -39,26 +59,64 @@ def sample(
     samples: int,
     *,
     device: torch.device | str,
-    rows_at_once: int | None = None,
+    passes: Passes | None = None,
+    engine: Engine | None = None,
 ) -> Samples:
     """`samples` scored responses of the policy to each of N prompts.
 
-    Pictures are encoded once, for N prompts; generation and all later forwards share the features. rows_at_once bounds
-    the rows of one forward pass. Raises ValueError when the scorer's answer is not one reward and one cost a row.
+    Pictures are encoded once, for N prompts; generation and all later forwards share the features. engine: draws the
+    responses; None lets the roles do so. Raises ValueError when the scorer's answer is not one reward and one cost a
+    row.
     """
+    passes = passes or Passes.bounded()
+
+    def generate(inputs: Inputs, prompts: Sequence[Prompt]) -> Responses:
+        if engine is None:
+            return roles.generate(inputs, samples, sampling)
+        return engine.generate(inputs, samples, sampling, prompts).to(device)
+
     inputs = roles.prepare(roles.encoder.prompts(prompts).to(device))  # N rows
-    responses = roles.generate(inputs, samples, sampling)  # B rows
+    pad_id = roles.encoder.pad_id
+    responses = _draw(generate, prompts, inputs, sampling.max_new_tokens, pad_id, passes.draws)  # B rows
     inputs = inputs.repeat(samples)
-    remaining = (prompt for prompt in prompts for _ in range(samples))
 
-    def score(inputs: Inputs, responses: Responses) -> tuple[Tensor, Tensor]:
-        return scorer(list(islice(remaining, len(responses))), inputs, responses)
+    def score(rows: list[int], inputs: Inputs, responses: Responses) -> tuple[Tensor, Tensor]:
+        return scorer([prompts[row // samples] for row in rows], inputs, responses)
 
-    rewards, costs = _by_rows(score, inputs, responses, rows_at_once)
+    rewards, costs = by_parts(score, inputs, responses, passes.looks)
     if rewards.shape != (len(responses),) or costs.shape != (len(responses),):
         shapes = f"rewards {tuple(rewards.shape)} and costs {tuple(costs.shape)}"
         raise ValueError(f"the scorer returned {shapes}; both must be ({len(responses)},), one a response")
     return Samples(inputs=inputs, responses=responses, rewards=rewards.float(), costs=costs.float())
+
+
+def _draw(
+    generate: Callable[[Inputs, Sequence[Prompt]], Responses],
+    prompts: Sequence[Prompt],
+    inputs: Inputs,
+    longest: int,
+    pad_id: int,
+    draws: MicroBatches,
+) -> Responses:
+    """Responses (B, R) to all prompts; in parts, with the generators put back, once memory has run out.
+
+    longest: tokens a response may have.
+    """
+    before = rng_state()
+
+    def work(parts: list[list[int]]) -> Responses:
+        load_rng_state(before)
+        if len(parts) == 1:
+            return generate(inputs, prompts)
+        drawn = [generate(inputs.select(part), [prompts[i] for i in part]) for part in parts]
+        samples = len(drawn[0]) // len(parts[0])
+        rows = [[i * samples + g for i in part for g in range(samples)] for part in parts]
+        width = max(d.ids.shape[1] for d in drawn)
+        ids = stitch(rows, [d.ids for d in drawn], width, pad_id)
+        return Responses(ids=ids, mask=stitch(rows, [d.mask for d in drawn], width))
+
+    lengths = inputs.attention_mask.sum(1).tolist()
+    return draws.run(lengths, [longest] * len(lengths), work)
 
 
 @torch.no_grad()
@@ -71,13 +129,16 @@ def collect(
     *,
     critics: bool,
     device: torch.device | str,
-    rows_at_once: int | None = None,
+    passes: Passes | None = None,
+    engine: Engine | None = None,
 ) -> Rollout:
     """Sample responses, and look at them as policy, as reference and, if wanted, as both critics."""
-    drawn = sample(roles, scorer, prompts, sampling, samples, device=device, rows_at_once=rows_at_once)
+    passes = passes or Passes.bounded()
+    drawn = sample(roles, scorer, prompts, sampling, samples, device=device, passes=passes, engine=engine)
 
     def look(how: Callable[..., Tensor], what: str, **options: float) -> Tensor:
-        return _by_rows(lambda i, r: how(i, r, what, **options), drawn.inputs, drawn.responses, rows_at_once)  # type: ignore[no-any-return]
+        see = lambda rows, inputs, responses: how(inputs, responses, what, **options)  # noqa: E731
+        return by_parts(see, drawn.inputs, drawn.responses, passes.looks)  # type: ignore[no-any-return]
 
     return Rollout(
         prompts=drawn.inputs,
@@ -92,28 +153,12 @@ def collect(
     )
 
 
-def _by_rows(look: Callable[[Inputs, Responses], Any], inputs: Inputs, responses: Responses, size: int | None) -> Any:
-    """look(...) on at most `size` rows at a time, the answers put together again: a tensor or a tuple of tensors."""
-    if size is None or size >= len(responses):
-        return look(inputs, responses)
-    rows = torch.arange(len(responses)).split(size)
-    parts = [look(inputs.select(part.tolist()), responses.select(part.tolist())) for part in rows]
-    return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
-
-
 def minibatch(rollout: Rollout, advantages: Advantages, rows: Sequence[int]) -> tuple[Rollout, Advantages]:
-    """The given rows of both, cut to their longest response: columns that are pads in every row cost time only."""
+    """The given rows of both, without the columns that are pads in every one of them."""
     rollout, advantages = rollout.select(rows), advantages.select(rows)
-    width = max(1, int(rollout.responses.mask.sum(1).max()))
-    responses = _cut(rollout.responses, width)
-    return _cut(replace(rollout, responses=responses), width), _cut(advantages, width)
-
-
-def _cut(part: T, width: int) -> T:
-    """Every (B, R) tensor of a dataclass to its first `width` columns."""
-    tensors = {f.name: getattr(part, f.name) for f in fields(part)}  # type: ignore[arg-type]
-    wide = {name: x[:, :width] for name, x in tensors.items() if isinstance(x, Tensor) and x.dim() == 2}
-    return replace(part, **wide)  # type: ignore[type-var]
+    prompts, responses = trim(rollout.prompts, rollout.responses)
+    width = responses.ids.shape[1]
+    return cut(replace(rollout, prompts=prompts, responses=responses), width), cut(advantages, width)
 
 
 def statistics(rollout: Rollout) -> dict[str, float]:

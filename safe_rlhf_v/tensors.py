@@ -69,19 +69,25 @@ def token_logps(
     chunk_size: int = 1024,
     suppress: tuple[int, ...] | None = None,
     temperature: float = 1.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Log-probability of each token, without ever holding (B, R, V) logits. Returns (B, R) float32.
 
     hidden: (B, R, H), the states that predict each token; head: the output layer, or its weight (V, H); ids: (B, R).
     chunk_size: tokens whose logits may live at once; each chunk's logits are recomputed in the backward pass.
     suppress: ids removed from the softmax, the very ids generation suppresses (image placeholders); a suppressed
-    token's own log-probability is -inf. temperature: the one sampling used.
+    token's own log-probability is -inf. temperature: the one sampling used. mask: (B, R) bool, the tokens asked for;
+    no logits are formed for the others, whose log-probability is 0. None: all.
     Raises ValueError when chunk_size or temperature is not positive, or the shapes disagree.
     """
     if chunk_size < 1 or not temperature > 0:
         raise ValueError(f"chunk_size {chunk_size} and temperature {temperature} must both be above 0")
     if hidden.shape[:-1] != ids.shape:
         raise ValueError(f"hidden {tuple(hidden.shape)} and ids {tuple(ids.shape)} disagree: one state per token")
+    if mask is not None:
+        mask = mask.bool()
+        few = token_logps(hidden[mask], head, ids[mask], chunk_size, suppress, temperature)
+        return few.new_zeros(ids.shape).masked_scatter(mask, few)
     if ids.numel() == 0:
         return hidden.sum(-1).float()
     hidden_chunks = hidden.reshape(-1, hidden.shape[-1]).split(chunk_size)

@@ -17,7 +17,7 @@ LAYERS = [
     {"losses", "advantages", "duals", "cost_measures"},
     {"algorithms"},
     {"models", "generation"},
-    {"rollout", "scorers", "training"},
+    {"batching", "rollout", "scorers", "training"},
     {"evaluation"},
     {"refinement"},
     {"cli"},

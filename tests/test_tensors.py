@@ -107,6 +107,29 @@ def test_token_logps_and_gradients_equal_the_whole_softmax(chunk_size: int) -> N
         torch.testing.assert_close(got, wanted)
 
 
+def test_token_logps_under_a_mask_form_no_other_logits() -> None:
+    """Values and gradients of the asked tokens are those of all; the others are 0 and their states get no gradient."""
+    torch.manual_seed(0)
+    head, ids = nn.Linear(6, 11, bias=False), torch.randint(0, 10, (3, 5))
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
+    formed: list[int] = []
+    head.register_forward_hook(lambda module, args, output: formed.append(output.shape[0]))
+    found, gradients = [], []
+    for asked in (mask, None):
+        hidden = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        logps = token_logps(hidden, head, ids, 100, (10,), mask=asked)
+        logps[mask].square().sum().backward()
+        found.append(logps.detach())
+        gradients.append(hidden.grad)
+    assert formed == [7, 15]
+    torch.testing.assert_close(found[0][mask], found[1][mask])
+    assert not found[0][~mask].any()
+    torch.testing.assert_close(gradients[0], gradients[1])
+    empty = token_logps(torch.randn(2, 3, 6, requires_grad=True), head, ids[:2, :3], mask=torch.zeros(2, 3).bool())
+    empty.sum().backward()
+    assert not empty.any()
+
+
 def test_token_logps_takes_a_bare_weight() -> None:
     torch.manual_seed(0)
     head, hidden, ids = nn.Linear(4, 7, bias=False), torch.randn(2, 3, 4), torch.randint(0, 7, (2, 3))

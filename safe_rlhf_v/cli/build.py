@@ -16,6 +16,8 @@ from safe_rlhf_v.config import Settings, SettingsError
 if TYPE_CHECKING:
     from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
     from safe_rlhf_v.cost_measures import CostMeasure
+    from safe_rlhf_v.generation.base import Engine
+    from safe_rlhf_v.generation.vllm_engine import Client
     from safe_rlhf_v.models.processing import Encoder
     from safe_rlhf_v.models.roles import Roles
     from safe_rlhf_v.training.online import OnlineArguments
@@ -179,6 +181,12 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
         attn_implementation=model.attn_implementation,
         max_prompt_length=model.max_prompt_length,
         device=device(),
+        bf16=policy.bf16,
+        cache=policy.engine.cache,
+        gradient_checkpointing=policy.gradient_checkpointing,
+        torch_compile=policy.torch_compile,
+        use_liger_kernel=policy.use_liger_kernel,
+        vision_cache_bytes=policy.vision_cache_mb * 2**20,
     )
     if policy.roles == "separate":
         return SeparateRoles.from_pretrained(start, reward, cost, sharding=sharding_of_launch(), **shared)
@@ -187,16 +195,33 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
             "policy.roles = 'adapters' trains under DDP (configs/accelerate/ddp.yaml): only adapters take gradients, "
             "so there is little to cut. FSDP2 needs policy.roles: separate"
         )
-    return AdapterRoles.from_pretrained(
-        start,
-        reward,
-        cost,
-        lora=policy_lora(settings),
-        quantization=model.quantization,
-        gradient_checkpointing=policy.gradient_checkpointing,
-        vision_cache_bytes=policy.vision_cache_mb * 2**20,
-        **shared,
-    )
+    adapters: dict[str, Any] = dict(lora=policy_lora(settings), quantization=model.quantization)
+    return AdapterRoles.from_pretrained(start, reward, cost, **adapters, **shared)
+
+
+def engine(settings: Settings, start: str, roles: Roles, folder: Path) -> Engine | None:
+    """What draws responses in rollouts; None where the roles do so. folder: where adapters are put for vLLM."""
+    section = settings.policy.engine
+    if section.kind == "transformers":
+        return None
+    from safe_rlhf_v.generation.transformers_engine import TransformersEngine
+    from safe_rlhf_v.generation.vllm_engine import VLLMEngine, colocated
+    from safe_rlhf_v.generation.vllm_server import VLLMServer
+    from safe_rlhf_v.models.processes import process_state
+    from safe_rlhf_v.models.roles import AdapterRoles
+
+    assert isinstance(roles, AdapterRoles), "held by the settings"
+    client: Client
+    if section.url:
+        client = VLLMServer(section.url)
+    else:
+        one_process("policy.engine.kind vllm without a url")
+        limits = dict(gpu_memory_utilization=section.gpu_memory_utilization, max_model_len=section.max_model_len)
+        shared: dict[str, Any] = dict(rank=settings.model.lora.r, dtype=settings.model.dtype, seed=settings.seed)
+        client = colocated(start, **shared, **limits)  # type: ignore[arg-type]
+    eos_ids = TransformersEngine(roles.backbone, roles.encoder).eos_ids
+    own = folder / f"vllm-{process_state().process_index}"
+    return VLLMEngine(client, roles.encoder, roles.save_policy_adapter, own, eos_ids)
 
 
 def policy_lora(settings: Settings) -> Any:

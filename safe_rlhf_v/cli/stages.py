@@ -195,6 +195,7 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
         build.online_arguments(settings, folder),
         measure=build.measure(settings),
         demonstrations=build.demonstrations(settings, data, roles.encoder),
+        engine=build.engine(settings, start, roles, folder),
     )
     result = trainer.train(resume_from_checkpoint="auto")
     last = result.metrics[-1]
@@ -207,6 +208,8 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
     }
     if trainer.accelerator.is_main_process:
         _move_up(result.policy_dir, folder)
+        for sent in folder.glob("vllm-*"):  # adapters of past rollouts
+            shutil.rmtree(sent)
         settings.save(folder / "settings.yaml")
         write_card(folder, "policy", start, settings, measured)
         (folder / "left_out.jsonl").write_text("".join(json.dumps(asdict(x)) + "\n" for x in left_out))

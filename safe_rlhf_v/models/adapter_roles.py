@@ -21,6 +21,7 @@ from safe_rlhf_v.models.adapters import (
 )
 from safe_rlhf_v.models.backbone import fingerprint, load_backbone
 from safe_rlhf_v.models.heads import load_heads, read_description
+from safe_rlhf_v.models.memory import apply_liger, checkpoint_gradients, compile_layers, without_dropout
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
 from safe_rlhf_v.models.source import ModelError
@@ -30,8 +31,8 @@ class AdapterRoles(RoleBase):
     """One frozen backbone with adapters "policy", "reward", "cost", "reward_critic", "cost_critic".
 
     The reference is the backbone without adapters, so the policy starts equal to it. Build it with `from_pretrained`.
-    chunk_size: tokens whose logits live at once. vision_cache_bytes: image features kept between steps (none at 0).
-    gradient_checkpointing: recompute activations in the backward pass, for less memory.
+    gradient_checkpointing: recompute the language model's activations in the backward pass, for less memory. (The
+    frozen tower keeps none.) options: those of `RoleBase`.
     """
 
     def __init__(
@@ -40,11 +41,10 @@ class AdapterRoles(RoleBase):
         encoder: Encoder,
         heads: Mapping[str, nn.Linear],
         *,
-        chunk_size: int = 1024,
-        vision_cache_bytes: int = 0,
         gradient_checkpointing: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(encoder, heads, chunk_size, vision_cache_bytes)
+        super().__init__(encoder, heads, **options)
         self.backbone = backbone
         self._layers = [m for m in backbone.modules() if isinstance(m, BaseTunerLayer)]
         self._active: str | None = None
@@ -69,6 +69,8 @@ class AdapterRoles(RoleBase):
         attn_implementation: str | None = None,
         max_prompt_length: int | None = None,
         device: str | torch.device | None = None,
+        torch_compile: bool = False,
+        use_liger_kernel: bool = False,
         **options: Any,
     ) -> AdapterRoles:
         """Load the base, adapters and heads of reward and cost model (trained on this very base), and add the rest.
@@ -81,6 +83,8 @@ class AdapterRoles(RoleBase):
             raise ValueError(f"lora dropout {lora.dropout}: log-probabilities must not differ by chance; set it to 0")
         backbone = load_backbone(base_dir, dtype, quantization, None, attn_implementation, device)
         encoder = Encoder(load_processor(base_dir), max_prompt_length, config=backbone.config)
+        if use_liger_kernel:
+            apply_liger(backbone)
         add_lora(backbone, lora, "policy")
         heads: dict[str, nn.Linear] = {}
         for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
@@ -91,6 +95,8 @@ class AdapterRoles(RoleBase):
             elif critics:
                 add_lora(backbone, lora, f"{which}_critic")
                 heads[f"{which}_critic"] = _zero_head(backbone)
+        if torch_compile:
+            compile_layers(backbone)
         return cls(backbone, encoder, heads, **options)
 
     def _collect(self, role: str) -> dict[str, nn.Parameter]:
@@ -114,15 +120,18 @@ class AdapterRoles(RoleBase):
             self._active = role
         return self.backbone
 
-    def save_policy(self, folder: str | Path) -> None:
+    def save_policy_adapter(self, folder: str | Path) -> None:
+        """The policy's adapter alone, a plain PEFT folder."""
         save_adapter(self.backbone, "policy", Path(folder))
+
+    def save_policy(self, folder: str | Path) -> None:
+        self.save_policy_adapter(folder)
         self.encoder.processor.save_pretrained(folder)
 
     def _checkpoint_gradients(self) -> None:
         """Recompute layers in the backward pass, each under the adapter its forward ran with."""
-        settings = {"use_reentrant": False, "context_fn": self._recall}
-        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-        _without_dropout(self.backbone)
+        checkpoint_gradients(self.backbone, "language", self._recall)
+        without_dropout(self.backbone)
         self.backbone.train()  # transformers recomputes in train mode only
 
     def _recall(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -157,16 +166,6 @@ def _load_role(backbone: Any, folder: Path, role: str) -> nn.Linear:
     layer = nn.Linear(width, outputs, bias=description["bias"], device=backbone.device)
     layer.load_state_dict({k.removeprefix(f"{head}."): v for k, v in weights.items() if k.startswith(f"{head}.")})
     return layer
-
-
-def _without_dropout(backbone: nn.Module) -> None:
-    """Train mode then changes no number, whatever dropout the base or a reward or cost adapter was trained with."""
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):  # what attention modules hold as a number
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def _zero_head(backbone: Any) -> nn.Linear:

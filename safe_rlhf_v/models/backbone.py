@@ -35,7 +35,9 @@ __all__ = [
     "freeze_vision",
     "hidden_states",
     "load_backbone",
+    "on_device",
     "output_head",
+    "position_ids",
     "response_hidden",
     "share_vision",
     "to_dtype",
@@ -98,7 +100,7 @@ def _keep_differentiable(model: nn.Module) -> None:
 
 def hidden_states(model: Any, inputs: Inputs, responses: Responses | None = None) -> Tensor:
     """Final, normed hidden states (B, L, H) of prompts, or prompts and responses; no logits are ever formed."""
-    inputs, responses = _on(model, inputs), None if responses is None else _on(model, responses)
+    inputs, responses = on_device(model, inputs), None if responses is None else on_device(model, responses)
     groups = alike(inputs)
     if len(groups) == 1:
         return _forward(model, inputs, responses)
@@ -108,7 +110,7 @@ def hidden_states(model: Any, inputs: Inputs, responses: Responses | None = None
 
 def _forward(model: Any, inputs: Inputs, responses: Responses | None) -> Tensor:
     kwargs = join(inputs, responses)
-    kwargs["position_ids"] = _position_ids(model, kwargs)
+    kwargs["position_ids"] = position_ids(model, kwargs)
     return model.base_model(**kwargs, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
 
 
@@ -118,7 +120,7 @@ def response_hidden(model: Any, inputs: Inputs, responses: Responses) -> Tensor:
     return hidden_states(model, inputs, responses)[:, start:-1]
 
 
-def _position_ids(model: Any, kwargs: dict[str, Any]) -> Tensor:
+def position_ids(model: Any, kwargs: dict[str, Any]) -> Tensor:
     """Positions from the very function generation uses (M-RoPE included), so the two can never differ."""
     if "image_grid_thw" in kwargs and hasattr(model.base_model, "get_rope_index") and "mm_token_type_ids" not in kwargs:
         raise ValueError("mm_token_type_ids is missing: this family's positions would silently become one-dimensional")
@@ -219,7 +221,7 @@ def fingerprint(model: Any) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _on(model: Any, value: Any) -> Any:
+def on_device(model: Any, value: Any) -> Any:
     """Inputs or responses on the model's device; untouched where they are there already."""
     ids = value.input_ids if isinstance(value, Inputs) else value.ids
     return value if ids.device == model.device else value.to(model.device)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from safe_rlhf_v.generation.base import Sampling
-from safe_rlhf_v.generation.transformers_engine import TransformersEngine
-from safe_rlhf_v.models.backbone import encode_images, hidden_states, output_head, response_hidden
+from safe_rlhf_v.generation.transformers_engine import CacheKind, TransformersEngine
+from safe_rlhf_v.models.backbone import encode_images, output_head
+from safe_rlhf_v.models.prefix import response_states
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.sharding import part_of
 from safe_rlhf_v.models.vision_cache import VisionCache
@@ -23,14 +24,25 @@ TRAINABLE: tuple[str, ...] = ("policy", "reward_critic", "cost_critic")
 
 
 class RoleBase:
-    """What both implementations share: everything but who plays a role."""
+    """What both implementations share: everything but who plays a role.
+
+    chunk_size: tokens whose logits live at once. vision_cache_bytes: image features kept between steps (none at 0).
+    bf16: compute in bfloat16 over wider weights, heads apart. cache: keys and values while generating.
+    """
 
     def __init__(
-        self, encoder: Encoder, heads: Mapping[str, nn.Linear], chunk_size: int, vision_cache_bytes: int
+        self,
+        encoder: Encoder,
+        heads: Mapping[str, nn.Linear],
+        *,
+        chunk_size: int = 1024,
+        vision_cache_bytes: int = 0,
+        bf16: bool = False,
+        cache: CacheKind = "dynamic",
     ) -> None:
         self.encoder = encoder
         self.heads = dict(heads)
-        self.chunk_size = chunk_size
+        self.chunk_size, self.bf16, self.cache = chunk_size, bf16, cache
         self._cache = VisionCache(vision_cache_bytes) if vision_cache_bytes else None
 
     def _as(self, role: str) -> Any:
@@ -41,12 +53,17 @@ class RoleBase:
         """Role to its trainable parameters by name: "policy", "reward_critic", "cost_critic"."""
         raise NotImplementedError
 
+    def _precision(self, model: Any) -> torch.autocast:
+        return torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16)
+
     def prepare(self, inputs: Inputs) -> Inputs:
-        return encode_images(self._as("reference"), inputs, self._cache)
+        model = self._as("reference")
+        with self._precision(model):
+            return encode_images(model, inputs, self._cache)
 
     def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
-        """question(backbone, head or None, *args) of the role: the one way into a model's weights."""
-        return question(self._as(role), self.heads.get(role), *args)
+        """question(roles, backbone, head or None, *args): the one way into a model's weights, but for `generate`."""
+        return question(self, self._as(role), self.heads.get(role), *args)
 
     def logps(
         self, inputs: Inputs, responses: Responses, role: Speaker = "policy", *, temperature: float = 1.0
@@ -54,7 +71,7 @@ class RoleBase:
         if role not in ("policy", "reference"):
             raise ValueError(f"role {role!r} has no log-probabilities: ask for 'policy' or 'reference'")
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
-            settings = (self.chunk_size, self.encoder.placeholder_ids, temperature)
+            settings = (self.chunk_size, temperature)
             return self._ask(role, _logps, inputs, responses, *settings)  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -75,7 +92,9 @@ class RoleBase:
         return self.heads[role]
 
     def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
-        return TransformersEngine(self._as("policy"), self.encoder).generate(inputs, samples, sampling)
+        model = self._as("policy")
+        with self._precision(model):
+            return TransformersEngine(model, self.encoder, self.cache).generate(inputs, samples, sampling)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self._trainable()["policy"].values())
@@ -104,28 +123,29 @@ class RoleBase:
             parameter.copy_(part_of(state[name], parameter))
 
 
+def _states(roles: RoleBase, model: Any, inputs: Inputs, responses: Responses) -> Tensor:
+    with roles._precision(model):
+        return response_states(model, inputs, responses, roles.encoder.placeholder_ids)
+
+
 def _logps(
-    model: Any,
-    head: None,
-    inputs: Inputs,
-    responses: Responses,
-    chunk_size: int,
-    suppress: tuple[int, ...],
-    temperature: float,
+    roles: RoleBase, model: Any, head: None, inputs: Inputs, responses: Responses, chunk_size: int, temperature: float
 ) -> Tensor:
-    hidden = response_hidden(model, inputs, responses)
-    ids = responses.ids.to(hidden.device)
-    return token_logps(hidden, output_head(model), ids, chunk_size, suppress, temperature)
+    output, suppress = output_head(model), roles.encoder.placeholder_ids
+    hidden = _states(roles, model, inputs, responses)[:, :-1]
+    ids, mask = responses.ids.to(hidden.device), responses.mask.to(hidden.device)
+    with roles._precision(model):
+        return token_logps(hidden, output, ids, chunk_size, suppress, temperature, mask)
 
 
-def _last_value(model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:
-    hidden = hidden_states(model, inputs, responses)
-    mask = torch.cat([inputs.attention_mask.bool(), responses.mask], dim=1)
-    return head(pool_last(hidden, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
+def _last_value(roles: RoleBase, model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:
+    states = _states(roles, model, inputs, responses)
+    mask = torch.cat([inputs.attention_mask[:, -1:].bool(), responses.mask], dim=1).to(states.device)
+    return head(pool_last(states, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
 
 
-def _values(model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:
-    return head(response_hidden(model, inputs, responses).float()).squeeze(-1)  # type: ignore[no-any-return]
+def _values(roles: RoleBase, model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:
+    return head(_states(roles, model, inputs, responses)[:, :-1].float()).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def pick_head(heads: Mapping[str, Any] | nn.ModuleDict, role: str, where: Any) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.generation.transformers_engine import TransformersEngine
 from safe_rlhf_v.models.backbone import freeze_vision, load_backbone, share_vision
 from safe_rlhf_v.models.collation import alike
 from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.memory import apply_liger, checkpoint_gradients, compile_layers, without_dropout
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
 from safe_rlhf_v.models.sharding import Role, Sharding, gathered, whole_tree
@@ -26,6 +29,8 @@ class SeparateRoles(RoleBase):
     """A full model per role, for those with the memory. Vision tower and projector stay frozen, and are shared between
     roles whose weights there are equal; if all are, pictures are encoded once.
 
+    gradient_checkpointing: recompute the language models' activations in the backward pass, for less memory. options:
+    those of `RoleBase`.
     sharding: cut every model over the ranks (FSDP2); each rank then asks each role as many questions, in one order.
     """
 
@@ -36,11 +41,12 @@ class SeparateRoles(RoleBase):
         scorers: Mapping[str, HeadedModel] | Iterable[tuple[str, HeadedModel]],
         encoder: Encoder,
         *,
-        chunk_size: int = 1024,
-        vision_cache_bytes: int = 0,
+        gradient_checkpointing: bool = False,
         sharding: Sharding | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(encoder, {}, chunk_size, vision_cache_bytes)
+        super().__init__(encoder, {}, **options)
+        self._recompute = gradient_checkpointing
         self.models: dict[str, Any] = {}
         self._roots: dict[str, Role] = {}
         self._sharding, self._one_tower = sharding, True
@@ -61,6 +67,10 @@ class SeparateRoles(RoleBase):
             for module in filter(None, (model, head)):
                 module.requires_grad_(False)
         freeze_vision(model)
+        if self._recompute and role in TRAINABLE:
+            checkpoint_gradients(model, "language")
+            without_dropout(model)
+            model.train()  # transformers recomputes in train mode only
         if self._sharding is not None:
             self._roots[role] = Role(model, head)
             self._sharding.shard(self._roots[role], model, head)
@@ -77,6 +87,8 @@ class SeparateRoles(RoleBase):
         attn_implementation: str | None = None,
         max_prompt_length: int | None = None,
         device: str | torch.device | None = None,
+        torch_compile: bool = False,
+        use_liger_kernel: bool = False,
         **options: Any,
     ) -> SeparateRoles:
         """Load every model; reward and cost folders may hold full weights or adapters.
@@ -87,9 +99,18 @@ class SeparateRoles(RoleBase):
             raise ValueError("critics start from the reward and cost model: give both folders, or set critics=False")
         sharded = options.get("sharding") is not None
         load: dict[str, Any] = dict(dtype=dtype, attn_implementation=attn_implementation)
+        if sharded and torch_compile:
+            raise SettingsError("policy.torch_compile is not supported under FSDP2: set it to false")
         load["device"] = None if sharded else device  # cut models go to the device in parts
         policy = load_backbone(policy_dir, **load)
         encoder = Encoder(load_processor(policy_dir), max_prompt_length, config=policy.config)
+
+        def sped_up(model: Any) -> Any:
+            if use_liger_kernel:
+                apply_liger(model)
+            if torch_compile:
+                compile_layers(model)
+            return model
 
         def scorers() -> Iterator[tuple[str, HeadedModel]]:  # one after the other: at most two whole models at a time
             for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
@@ -97,11 +118,14 @@ class SeparateRoles(RoleBase):
                     same_tokens(encoder.tokenizer, folder)
                     headed = HeadedModel.from_pretrained(folder, **load)
                     critic = copy.deepcopy(headed) if critics else None
+                    sped_up(headed.backbone)
                     yield which, headed
                     if critic is not None:
+                        sped_up(critic.backbone)
                         yield f"{which}_critic", critic
 
-        return cls(policy, copy.deepcopy(policy), scorers(), encoder, **options)
+        reference = sped_up(copy.deepcopy(policy))
+        return cls(sped_up(policy), reference, scorers(), encoder, **options)
 
     def _collect(self, role: str) -> dict[str, nn.Parameter]:
         parameters = {n: p for n, p in self.models[role].named_parameters() if p.requires_grad}
@@ -121,13 +145,17 @@ class SeparateRoles(RoleBase):
         return self.models[role]
 
     def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
-        return self._roots[role](question, *args) if self.sharded else super()._ask(role, question, *args)
+        """Sharded models answer as one forward of their root. Without gradients they are gathered first: how many
+        forwards a question then takes is a rank's own affair (prompts that rows share are read once)."""
+        if not self.sharded:
+            return super()._ask(role, question, *args)
+        return self._roots[role](question if torch.is_grad_enabled() else partial(_whole, question), self, *args)
 
     def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
         if not self.sharded:
             return super().generate(inputs, samples, sampling)
         with torch.no_grad():
-            return self._ask("policy", _draw, self.encoder, inputs, samples, sampling)  # type: ignore[no-any-return]
+            return self._ask("policy", _draw, inputs, samples, sampling)  # type: ignore[no-any-return]
 
     def prepare(self, inputs: Inputs) -> Inputs:
         if self.sharded and len(alike(inputs)) > 1:
@@ -148,9 +176,16 @@ class SeparateRoles(RoleBase):
         self._weights = None
 
 
-def _draw(backbone: Any, head: None, encoder: Encoder, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
+def _whole(question: Callable[..., Any], roles: RoleBase, backbone: Any, head: Any, *args: Any) -> Any:
     with gathered(backbone):
-        return TransformersEngine(backbone, encoder).generate(inputs, samples, sampling)
+        return question(roles, backbone, head, *args)
+
+
+def _draw(
+    roles: RoleBase, backbone: Any, head: None, inputs: Inputs, samples: int, sampling: Sampling
+) -> Responses:
+    with roles._precision(backbone):
+        return TransformersEngine(backbone, roles.encoder, roles.cache).generate(inputs, samples, sampling)
 
 
 def same_tokens(tokenizer: Any, folder: str | Path) -> None:

@@ -33,8 +33,8 @@ class Role(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def forward(self, question: Callable[..., Any], *args: Any) -> Any:
-        return question(self.backbone, self.head, *args)
+    def forward(self, question: Callable[..., Any], roles: Any, *args: Any) -> Any:
+        return question(roles, self.backbone, self.head, *args)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ MAY_DIFFER = frozenset(
         "output_dir", "max_steps", "save_steps", "save_total_limit", "logging_steps", "report_to", "disable_tqdm",
         "guidance_rollouts", "multiplier_patience", "per_device_micro_batch_size",
         "per_device_train_batch_size", "mini_batch_size",
+        "per_device_micro_batch_tokens",
     )
 )  # fmt: skip
 
@@ -23,8 +24,9 @@ class OnlineArguments:
     """Settings of `OnlineTrainer`. beta, threshold and clip ranges are the algorithm's, the multiplier's the dual's.
 
     max_steps: rollouts. per_device_train_batch_size: prompts a rollout a device (N); num_generations: samples a prompt
-    (G). mini_batch_size: rows of an optimizer step a device, of the B = N*G; per_device_micro_batch_size: rows of one
-    forward pass, in rollouts and updates alike, to save memory (None: all; the gradient is the same).
+    (G). mini_batch_size: rows of an optimizer step a device, of the B = N*G. per_device_micro_batch_size and
+    per_device_micro_batch_tokens: rows and tokens, pads included, of one forward pass, in rollouts and updates alike,
+    those of like length together (None: all; the gradient is the same); rows are halved when memory runs out.
     learning_rate 5e-7 is the published one for full weights [code]; adapters want about 1e-5 [ours].
     optim: AdamW by its name in transformers, of torch or of bitsandbytes.
     max_steps also ends schedules that fall (cosine, linear): resume them with another max_steps and they fall anew.
@@ -41,6 +43,7 @@ class OnlineArguments:
     num_ppo_epochs: int = 1
     mini_batch_size: int = 4
     per_device_micro_batch_size: int | None = None
+    per_device_micro_batch_tokens: int | None = None
     learning_rate: float = 5e-7
     critic_learning_rate: float = 5e-7
     weight_decay: float = 0.0
@@ -64,8 +67,8 @@ class OnlineArguments:
         object.__setattr__(self, "report_to", tuple(x for x in self.report_to if x != "none"))
         positive = (
             "max_steps", "per_device_train_batch_size", "num_generations", "num_ppo_epochs", "mini_batch_size",
-            "per_device_micro_batch_size", "max_new_tokens", "save_steps", "save_total_limit", "logging_steps",
-            "multiplier_patience", "temperature", "max_grad_norm",
+            "per_device_micro_batch_size", "per_device_micro_batch_tokens", "max_new_tokens", "save_steps",
+            "save_total_limit", "logging_steps", "multiplier_patience", "temperature", "max_grad_norm",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)

@@ -88,7 +88,7 @@ def policy(settings: Settings, path: str | Path, at: Lengths, devices: int = 1, 
     held = {"backbone and reference": size.weights}
     held |= {f"{role} adapter": size.adapter * FLOAT for role in [*trained, "reward", "cost"]}
     held |= {f"{role} optimizer": _moments(section.optim, size.adapter, FLOAT) for role in trained}
-    step: dict[str, Any] = dict(lora=lora, checkpointing=section.gradient_checkpointing)
+    step: dict[str, Any] = dict(lora=lora, checkpointing=section.gradient_checkpointing, autocast=section.bf16)
     temporary = 2 * size.adapter * FLOAT  # gradients, and AdamW's square roots
     passing = _online(section, path, settings.model.dtype, size, at, step) | {"optimizer step": temporary}
     return StageMemory(stage="policy", held=held, passing=passing)
@@ -103,11 +103,12 @@ def _separate(settings: Settings, path: str | Path, at: Lengths, trained: list[s
     moments = _moments(section.optim, part // _itemsize(model.dtype), _itemsize(model.dtype))
     held |= {f"{role} optimizer": moments for role in trained}
     dtype = "bfloat16" if cut else model.dtype
-    step: dict[str, Any] = dict(keep_grads=not cut)
+    step: dict[str, Any] = dict(checkpointing=section.gradient_checkpointing, keep_grads=not cut)
+    step["autocast"] = section.bf16 and not cut
     passing = _online(section, path, dtype, computed, at, step)
     if cut:  # whole for a moment: this layer and the next, embedding and output layer, and their gradients
         whole = 2 * computed.largest_layer + computed.outside_layers
-        passing = {name: n + (computed.language if name == "generation" else whole) for name, n in passing.items()}
+        passing = {name: n + (whole if name == "update" else computed.language) for name, n in passing.items()}
         passing["update"] += part + computed.largest_layer + computed.outside_layers
     return StageMemory(stage="policy", held=held, passing=passing | {"optimizer step": 2 * part})
 
@@ -117,12 +118,20 @@ def _online(
 ) -> dict[str, int]:
     """What comes and goes in a rollout and its update."""
     rows = section.per_device_train_batch_size * section.num_generations
-    micro = section.per_device_micro_batch_size
     total, said = at.prompt + section.max_new_tokens, section.max_new_tokens
     shown = max(said, at.response if section.ptx_coeff else 0)
+
+    def micro(all_: int, length: int) -> int:
+        budget = section.per_device_micro_batch_tokens
+        fit = max(1, budget // length) if budget else all_
+        return min(all_, section.per_device_micro_batch_size or all_, fit)
+
     # of the three networks the policy takes most: it alone has logits
-    update = Step(rows=micro or section.mini_batch_size, length=at.prompt + shown, response=shown, loss="logps", **step)
-    look = Step(rows=min(micro or rows, rows), length=total, response=said, loss="logps", grad=False)
+    longest = at.prompt + shown
+    update = Step(
+        rows=micro(section.mini_batch_size, longest), length=longest, response=shown, loss="logps", **step
+    )
+    look = Step(rows=micro(rows, total), length=total, response=said, loss="logps", grad=False)
     prefill = Step(rows=rows, length=at.prompt, response=1, loss="score", grad=False)
     cache = size.cache_a_token * rows * total
     features = size.width * at.prompt * _itemsize(dtype) * section.per_device_train_batch_size

@@ -28,10 +28,10 @@ from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.cost_measures import CostMeasure, Mean
-from safe_rlhf_v.generation.base import Sampling
+from safe_rlhf_v.generation.base import Engine, Sampling
 from safe_rlhf_v.models.roles import Roles, SeparateRoles
 from safe_rlhf_v.models.sharding import whole_tree
-from safe_rlhf_v.rollout import collect, sample, statistics
+from safe_rlhf_v.rollout import Passes, collect, sample, statistics
 from safe_rlhf_v.scorers import ModelScorer, Scorer
 from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.arguments import MAY_DIFFER, OnlineArguments
@@ -66,7 +66,7 @@ class OnlineTrainer:
 
     scorer: where rewards and costs come from; None takes the reward and cost model of the roles. demonstrations:
     (prompt, response) pairs for the ptx term, or None. accelerator: None makes one. measure: of what the threshold is
-    a bound; None is the mean cost.
+    a bound; None is the mean cost. engine: what draws the responses; None lets the roles do so.
 
     Writes to output_dir: metrics.jsonl (a line a step), threshold.json, checkpoint-<step>/, policy/, and runs/ for
     trackers that write files.
@@ -83,10 +83,12 @@ class OnlineTrainer:
         demonstrations: Sequence[tuple[Prompt, str]] | None = None,
         accelerator: Accelerator | None = None,
         measure: CostMeasure | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.roles, self.algorithm, self.dual, self.prompts, self.args = roles, algorithm, dual, prompts, args
         self.scorer: Scorer = scorer if scorer is not None else ModelScorer(roles)
         self.measure: CostMeasure = measure or Mean()
+        self.engine = engine
         self.output_dir = Path(args.output_dir)
         trackers = list(args.report_to) or None
         self.accelerator = accelerator or Accelerator(log_with=trackers, project_dir=str(self.output_dir / "runs"))
@@ -98,7 +100,12 @@ class OnlineTrainer:
         if isinstance(roles, SeparateRoles) and roles.sharded:
             _refuse_under_sharding(args)
         self.trained = trained_networks(roles, args, algorithm.needs_critics)
-        self.updater = Updater(roles, algorithm, self.trained, self.accelerator, args, self.demonstrations)
+        self.passes = Passes.bounded(args.per_device_micro_batch_size, args.per_device_micro_batch_tokens)
+        if isinstance(roles, SeparateRoles) and roles.sharded:
+            self.passes.looks.fixed = self.passes.draws.fixed = True
+        self.updater = Updater(
+            roles, algorithm, self.trained, self.accelerator, args, self.demonstrations, self.passes.looks
+        )
         self.step = 0
         self.dual_state = dual.init()
         self.costs: deque[float] = deque(maxlen=algorithm.window)
@@ -121,27 +128,31 @@ class OnlineTrainer:
         bar = tqdm(total=self.args.max_steps, initial=self.step, desc="policy", unit="rollout", disable=self._no_bar)
         while self.step < self.args.max_steps:
             started = time.perf_counter()
-            self.step += 1
-            rollout = self.collect()
-            rewards, costs = self.scores_of_all_ranks(rollout)
-            violation = self.move_multiplier(costs)
-            measured = replace(rollout, costs=self.measure(rollout.costs, self.known_costs(costs)))
-            advantages = self.algorithm.advantages(measured, self.multiplier, violation)
-            losses = self.updater.update(rollout, advantages, self.step)
-            scores = {"reward": rewards.mean().item(), "cost": costs.mean().item(), "violation": violation}
-            scores["unsafe_share"] = (costs > 0).float().mean().item()
-            self.log({**scores, **self._means_of_all_ranks(losses | statistics(rollout))}, started, metrics_log, bar)
+            self.log(self.advance(), started, metrics_log, bar)
             if self.step % self.args.save_steps == 0 or self.step == self.args.max_steps:
                 self.save()
         bar.close()
         return self._finish()
 
+    def advance(self) -> dict[str, float]:
+        """One rollout, one step of the multiplier, and the updates; returns what is logged of them."""
+        self.step += 1
+        rollout = self.collect()
+        rewards, costs = self.scores_of_all_ranks(rollout)
+        violation = self.move_multiplier(costs)
+        measured = replace(rollout, costs=self.measure(rollout.costs, self.known_costs(costs)))
+        advantages = self.algorithm.advantages(measured, self.multiplier, violation)
+        losses = self.updater.update(rollout, advantages, self.step)
+        scores = {"reward": rewards.mean().item(), "cost": costs.mean().item(), "violation": violation}
+        scores["unsafe_share"] = (costs > 0).float().mean().item()
+        return scores | self._means_of_all_ranks(losses | statistics(rollout))
+
     def collect(self) -> Rollout:
         """The next prompts of this rank, answered by the policy and looked at by every role."""
         return collect(
             self.roles, self.scorer, self._next_prompts(self.indices), self.sampling, self.args.num_generations,
-            critics=self.algorithm.needs_critics, device=self.accelerator.device,
-            rows_at_once=self.args.per_device_micro_batch_size,
+            critics=self.algorithm.needs_critics, device=self.accelerator.device, passes=self.passes,
+            engine=self.engine,
         )  # fmt: skip
 
     def scores_of_all_ranks(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -191,7 +202,7 @@ class OnlineTrainer:
 
     def save(self) -> None:
         """Write checkpoint-<step>: everything the next steps depend on. Whole, or not there at all."""
-        generators = gather_object([rng_state()])
+        generators, halved = gather_object([rng_state()]), gather_object([self.passes.halved])
         optimizers = {name: trained.state_dict() for name, trained in self.trained.items()}
         trainable, optimizers = whole_tree([self.roles.state_dict(), optimizers], keep=self._is_main)
         if self._is_main:
@@ -202,6 +213,7 @@ class OnlineTrainer:
                 "prompts": self.indices.state_dict(),
                 "demonstrations": self.demonstrations.indices.state_dict() if self.demonstrations else None,
                 "steps_at_bound": self.watch.steps,
+                "halved": halved,
                 "settings": self._settings(),
             }
             contents = checkpoint.Contents(trainable=trainable, optimizers=optimizers, rng=generators, state=state)
@@ -226,6 +238,9 @@ class OnlineTrainer:
         if self.demonstrations:
             self.demonstrations.indices.load_state_dict(state["demonstrations"])
         self.watch.steps = state["steps_at_bound"]
+        halved = state["halved"]  # of each rank; other ranks take the smallest of all
+        same = len(halved) == self.accelerator.num_processes
+        self.passes.halved = tuple(halved[self.accelerator.process_index] if same else _smallest(halved))
         self._take_up_generators(contents.rng)
 
     def _take_up_generators(self, saved: Sequence[Mapping[str, Any]]) -> None:
@@ -253,7 +268,8 @@ class OnlineTrainer:
     def _sample_costs(self, indices: ShuffledIndices) -> Tensor:
         return sample(
             self.roles, self.scorer, self._next_prompts(indices), self.sampling, self.args.num_generations,
-            device=self.accelerator.device, rows_at_once=self.args.per_device_micro_batch_size,
+            device=self.accelerator.device, passes=self.passes,
+            engine=self.engine,
         ).costs  # fmt: skip
 
     def _next_prompts(self, indices: ShuffledIndices) -> list[Prompt]:
@@ -342,11 +358,16 @@ class OnlineTrainer:
         return None if self._talks else True  # None: off unless a terminal
 
 
+def _smallest(halved: Sequence[Sequence[int | None]]) -> list[int | None]:
+    """Of each bound the smallest that any rank was led to, None where none was."""
+    return [min((x for x in bounds if x is not None), default=None) for bounds in zip(*halved, strict=True)]
+
+
 def _refuse_under_sharding(args: OnlineArguments) -> None:
     """Where weights are cut over ranks, each rank must make as many forwards, and torch's AdamW knows their parts."""
     if args.optim not in ("adamw_torch", "adamw_torch_fused"):
         raise SettingsError(f"policy.optim {args.optim!r} does not know cut weights: use adamw_torch under FSDP2")
-    if getattr(args, "per_device_micro_batch_tokens", None):
+    if args.per_device_micro_batch_tokens:
         raise SettingsError(
             "policy.per_device_micro_batch_tokens lets ranks make unequal numbers of forwards, which FSDP2 cannot: use "
             "per_device_micro_batch_size"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import get_scheduler
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
+from safe_rlhf_v.batching import MicroBatches, lengths, trim
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.losses import clipped_value_loss, token_cross_entropy
 from safe_rlhf_v.models.roles import Roles, Which
@@ -23,7 +24,7 @@ from safe_rlhf_v.models.sharding import optimizer_part
 from safe_rlhf_v.rollout import minibatch
 from safe_rlhf_v.training.arguments import OnlineArguments
 from safe_rlhf_v.training.runtime import Averages, ShuffledIndices, average_gradients
-from safe_rlhf_v.types import Advantages, Inputs, Responses, Rollout
+from safe_rlhf_v.types import Advantages, Rollout
 
 BITSANDBYTES = {
     "adamw_bnb_8bit": "AdamW8bit",
@@ -119,6 +120,7 @@ class Updater:
     """Takes a rollout and its advantages through num_ppo_epochs passes of minibatches.
 
     The gradient of a minibatch does not depend on how it is cut into micro-batches: each counts by its share of rows.
+    So when memory runs out it is gathered anew from smaller ones.
     """
 
     def __init__(
@@ -129,34 +131,47 @@ class Updater:
         accelerator: Accelerator,
         args: OnlineArguments,
         demonstrations: Demonstrations | None,
+        batches: MicroBatches,
     ) -> None:
         self.roles, self.algorithm, self.trained, self.accelerator = roles, algorithm, trained, accelerator
-        self.args, self.demonstrations = args, demonstrations
-        self.micro_batch_size = args.per_device_micro_batch_size or args.mini_batch_size
+        self.args, self.demonstrations, self.batches = args, demonstrations, batches
 
     def update(self, rollout: Rollout, advantages: Advantages, step: int) -> dict[str, float]:
         """Change policy and critics; returns losses and norms, averaged over the minibatches."""
         averages = Averages()
         for _ in range(self.args.num_ppo_epochs):
             for rows in torch.randperm(len(rollout)).split(self.args.mini_batch_size):
+                part = minibatch(rollout, advantages, rows.tolist())
                 for name, trained in self.trained.items():
-                    for part, weight in self._micro_batches(rollout, rows):
-                        loss, metrics = self._loss(name, *minibatch(rollout, advantages, part))
-                        self.accelerator.backward(loss * weight)
-                        averages.add({f"{name}_loss": loss.item(), **metrics}, weight)
-                    if name == "policy" and self.demonstrations is not None:
-                        averages.add({"ptx_loss": self._imitate(len(rows))})
+                    drawn = self.demonstrations if name == "policy" else None
+                    shown = drawn.draw(len(rows), self.accelerator) if drawn else []
+                    averages.merge(self._gather(name, *part, shown))
                     averages.add({f"{name}_grad_norm": trained.step(self.accelerator, step)})
         for trained in self.trained.values():
             trained.scheduler.step()
         return averages.means()
 
-    def _micro_batches(self, rollout: Rollout, rows: Tensor) -> Iterator[tuple[list[int], float]]:
-        """Parts of a minibatch with their weight: the share of its rows that have tokens, as `masked_mean` counts."""
-        filled = rollout.responses.mask.any(1)  # (B,)
-        total = max(1, int(filled[rows].sum()))
-        for part in rows.split(self.micro_batch_size):
-            yield part.tolist(), int(filled[part].sum()) / total
+    def _gather(
+        self, name: str, rollout: Rollout, advantages: Advantages, shown: Sequence[tuple[Prompt, str]]
+    ) -> Averages:
+        """Gather the gradient of one network on a minibatch and on demonstrations, from nothing."""
+        filled = rollout.responses.mask.any(1)  # (b,): rows that have tokens, those that `masked_mean` counts
+        total = max(1, int(filled.sum()))
+
+        def work(parts: list[list[int]]) -> Averages:
+            self.trained[name].optimizer.zero_grad(set_to_none=True)
+            averages = Averages()
+            for rows in parts:
+                weight = int(filled[rows].sum()) / total
+                part = (rollout, advantages) if len(parts) == 1 else minibatch(rollout, advantages, rows)
+                loss, metrics = self._loss(name, *part)
+                self.accelerator.backward(loss * weight)
+                averages.add({f"{name}_loss": loss.item(), **metrics}, weight)
+            if shown:
+                averages.add({"ptx_loss": self._imitate(shown)})
+            return averages
+
+        return self.batches.run(*lengths(rollout.prompts, rollout.responses), work)
 
     def _loss(self, name: str, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         if name == "policy":
@@ -170,20 +185,16 @@ class Updater:
         values = self.roles.values(rollout.prompts, rollout.responses, which)
         return clipped_value_loss(values, old, returns, rollout.responses.mask, self.algorithm.value_clip), {}
 
-    def _imitate(self, count: int) -> float:
-        """Add the gradient of coefficient * cross-entropy on `count` demonstrations; returns the cross-entropy."""
+    def _imitate(self, shown: Sequence[tuple[Prompt, str]]) -> float:
+        """Add the gradient of coefficient * cross-entropy on the demonstrations; returns the cross-entropy."""
         assert self.demonstrations is not None
-        drawn = self.demonstrations.draw(count, self.accelerator)
+        encoder, device = self.roles.encoder, self.accelerator.device
+        inputs = self.roles.prepare(encoder.prompts([prompt for prompt, _ in shown]).to(device))
+        responses = encoder.responses([text for _, text in shown]).to(device)
         total = 0.0
-        for start in range(0, count, self.micro_batch_size):
-            part = drawn[start : start + self.micro_batch_size]
-            inputs, responses = self._encode(part)
-            loss = token_cross_entropy(self.roles.logps(inputs, responses), responses.mask) * (len(part) / count)
+        for rows in self.batches.plan(*lengths(inputs, responses)):
+            part, said = trim(inputs.select(rows), responses.select(rows))
+            loss = token_cross_entropy(self.roles.logps(part, said), said.mask) * (len(rows) / len(shown))
             self.accelerator.backward(self.demonstrations.coefficient * loss)
             total += loss.item()
         return total
-
-    def _encode(self, pairs: Sequence[tuple[Prompt, str]]) -> tuple[Inputs, Responses]:
-        encoder, device = self.roles.encoder, self.accelerator.device
-        inputs = encoder.prompts([prompt for prompt, _ in pairs]).to(device)
-        return self.roles.prepare(inputs), encoder.responses([text for _, text in pairs]).to(device)

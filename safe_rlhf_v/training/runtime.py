@@ -93,6 +93,12 @@ class Averages:
             self._sums[name] = self._sums.get(name, 0.0) + weight * value
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
+    def merge(self, other: Averages) -> None:
+        """Take over all that another has added."""
+        for name, weight in other._weights.items():
+            self._sums[name] = self._sums.get(name, 0.0) + other._sums[name]
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
     def means(self) -> dict[str, float]:
         return {name: self._sums[name] / self._weights[name] for name in self._sums}
 

@@ -17,7 +17,7 @@ from transformers import set_seed
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.models.roles import Roles, SeparateRoles
-from safe_rlhf_v.rollout import sample
+from safe_rlhf_v.rollout import Passes, sample
 from safe_rlhf_v.scorers import Scorer
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -56,7 +56,7 @@ def draw(
     parts = []
     for start in range(0, len(prompts), step):
         some = prompts[start : start + step]
-        drawn = sample(roles, scorer, some, sampling, samples, device=device, rows_at_once=rows_at_once)
+        drawn = sample(roles, scorer, some, sampling, samples, device=device, passes=Passes.bounded(rows_at_once))
         mask, rows = drawn.responses.mask, range(len(drawn.responses))
         ratios = []
         for part in (list(rows[i : i + rows_at_once]) for i in range(0, len(rows), rows_at_once)):

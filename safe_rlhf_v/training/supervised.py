@@ -27,6 +27,7 @@ from safe_rlhf_v.config import Settings, SettingsError, TrainSection
 from safe_rlhf_v.models.adapters import whole_name
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel, save_adapter
+from safe_rlhf_v.models.memory import checkpoint_gradients
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.sharding import launched_sharded
 from safe_rlhf_v.training.card import write_card
@@ -133,8 +134,7 @@ def prepared_backbone(base: str | Path, settings: Settings, section: TrainSectio
     )
     if section.freeze_vision:
         freeze_vision(backbone)
-    if section.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_gradients(backbone, section.gradient_checkpointing)
     return backbone
 
 

@@ -126,7 +126,9 @@ class ResponseLogps(nn.Module):
 
     def forward(self, prompts: Inputs, responses: Responses) -> Tensor:
         hidden = response_hidden(self.backbone, prompts, responses)  # (B, R, H)
-        return token_logps(hidden, output_head(self.backbone), responses.ids, suppress=self.suppress)
+        return token_logps(
+            hidden, output_head(self.backbone), responses.ids, suppress=self.suppress, mask=responses.mask
+        )
 
 
 class SFTTrainer(SupervisedTrainer):

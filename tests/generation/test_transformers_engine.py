@@ -145,6 +145,38 @@ def test_rows_of_a_prompt_stand_together(family: str) -> None:
             assert torch.equal(together.ids[row, :width], alone.ids[0])
 
 
+@families
+@pytest.mark.parametrize("featured", [False, True])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_prompt_is_read_once_for_all_its_samples(family: str, featured: bool, cache: Any) -> None:
+    """The same draws as from repeated prompts, while the model reads N prompts and then one token a row."""
+    model, encoder, plain = engine(family)
+    which, inputs = TransformersEngine(model, encoder, cache), encoder.prompts(prompts())
+    inputs = encode_images(model, inputs) if featured else inputs
+    seen: list[tuple[int, ...]] = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    sampling = Sampling(max_new_tokens=6)
+    torch.manual_seed(1)
+    once = which.generate(inputs, 3, sampling)
+    hook.remove()
+    torch.manual_seed(1)
+    repeated = plain.generate(inputs.repeat(3), 1, sampling)
+    assert seen[0] == (4, inputs.input_ids.shape[1] - 1) and set(seen[1:]) == {(12, 1)}
+    assert torch.equal(once.ids, repeated.ids) and torch.equal(once.mask, repeated.mask)
+
+
+@families
+def test_a_static_cache_changes_nothing(family: str) -> None:
+    model, encoder, dynamic = engine(family)
+    inputs, sampling, drawn = encoder.prompts(prompts()), Sampling(max_new_tokens=6), []
+    for which in (dynamic, TransformersEngine(model, encoder, "static")):
+        torch.manual_seed(2)
+        drawn.append(which.generate(inputs, 1, sampling))
+    assert torch.equal(drawn[0].ids, drawn[1].ids)
+
+
 def test_the_global_generator_alone_decides() -> None:
     _, encoder, which = engine("llava")
     inputs, sampling = encoder.prompts(prompts()), Sampling(max_new_tokens=5)

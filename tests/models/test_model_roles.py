@@ -112,7 +112,7 @@ def test_roles_are_the_models_they_were_loaded_from(family: str) -> None:
     reference = load_backbone(found["base"])
     suppress = ours.encoder.placeholder_ids
     hidden = response_hidden(reference, inputs, responses)
-    expected = token_logps(hidden, output_head(reference), responses.ids, suppress=suppress)
+    expected = token_logps(hidden, output_head(reference), responses.ids, suppress=suppress, mask=responses.mask)
     assert torch.equal(ours.logps(inputs, responses, "reference"), expected)
     fresh = AdapterRoles.from_pretrained(found["base"], found["reward"], found["cost"], lora=LORA)
     assert torch.equal(fresh.logps(inputs, responses), expected), "the policy starts as the reference"

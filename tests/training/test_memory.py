@@ -1,106 +1,119 @@
-"""Predicted memory is what a stage takes, and is made of the parts it says."""
+"""Memory that runs out in the online loop: smaller micro-batches, the same results."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
-import tiny_models
 import torch
+from fake_roles import DEMONSTRATIONS, PROMPTS, FakeRoles, trainer
 
-from benchmarks import memory as bench
-from safe_rlhf_v.config import SettingsError, load_settings
-from safe_rlhf_v.models.adapters import LoraSettings
-from safe_rlhf_v.models.allocations import Allocations
-from safe_rlhf_v.models.footprint import QUANTIZED, Step, sizes, step_peak
-from safe_rlhf_v.training import memory
+from safe_rlhf_v.batching import OutOfMemory
+from safe_rlhf_v.rollout import Passes, sample
+from safe_rlhf_v.scorers import ModelScorer
+from safe_rlhf_v.training.optimization import Updater
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config and no weights."""
-    model, _ = tiny_models.llava()
-    folder = tmp_path_factory.mktemp("config")
-    model.config.save_pretrained(folder)
-    return folder
+# No sampling in these runs may depend on how many rows are drawn together: only the passes run out of memory.
+RUN: dict[str, Any] = {"max_steps": 3, "mini_batch_size": 6, "demonstrations": DEMONSTRATIONS, "ptx_coeff": 0.5}
 
 
-@pytest.mark.parametrize("case", ["reward, adapters", "policy, adapters, no critics"])
-def test_the_prediction_is_within_15_percent_of_what_the_stage_takes(tmp_path: Path, case: str) -> None:
-    found = bench.measure(case, tmp_path)
-    assert found.predicted == pytest.approx(found.tensors, rel=0.15)
+class Small(FakeRoles):
+    """Has memory for `room` rows. Runs out either in the forward or, leaving half a gradient, in the backward pass."""
+
+    def __init__(self, room: int, backward: bool = False) -> None:
+        super().__init__()
+        self.room, self.backward, self.failed = room, backward, 0
+
+    def _look(self, output: torch.Tensor) -> torch.Tensor:
+        if output.shape[0] <= self.room:
+            return output
+        if not self.backward:
+            return self._fail(output)
+        if output.requires_grad:
+            output.register_hook(self._fail)
+        return output
+
+    def _fail(self, gradient: torch.Tensor) -> torch.Tensor:
+        self.failed += 1
+        if self.backward:
+            self.policy.head.weight.grad = torch.full_like(self.policy.head.weight, 1e3)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    def logps(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self._look(super().logps(*args, **kwargs))
+
+    def values(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self._look(super().values(*args, **kwargs))
 
 
-def test_allocations_by_hand() -> None:
-    held = torch.zeros(10)  # 40 bytes
-    with Allocations(held=[held]) as seen:
-        a = torch.zeros(100)  # 400
-        b = a + 1  # 400 more
-        a.add_(1)  # nothing
-        view = a[:50]  # nothing
-        assert seen.live == 840
-        del a
-        assert seen.live == 840  # the view holds it
-        del view
-        c = b * 2
-        assert (seen.live, seen.peak) == (840, 840)
-        del b, c
-    assert (seen.live, seen.peak) == (40, 840)
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_run_goes_on_with_the_same_results(
+    tmp_path: Path, backward: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        plain, small = trainer(tmp_path / "a", **RUN), trainer(tmp_path / "b", roles=Small(2, backward), **RUN)
+        rows = [run.train().metrics for run in (plain, small)]
+    assert small.roles.failed == 2 and small.passes.looks.halved == 1, "6 rows, then 3, then one by one"
+    assert "out of memory with 6 samples in a pass: going on with at most 3" in caplog.text
+    for before, after in zip(*rows, strict=True):
+        for name in before.keys() - {"seconds"}:
+            assert after[name] == pytest.approx(before[name], rel=1e-4, abs=1e-5), name
+    for mine, theirs in zip(small.roles.state_dict().values(), plain.roles.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_allocations_see_what_the_backward_pass_keeps_and_makes() -> None:
-    weight = torch.zeros(8, 8, requires_grad=True)  # 256 bytes
-    with Allocations(held=[weight]) as seen:
-        loss = torch.tanh(torch.zeros(4, 8) @ weight).sum()
-        loss.backward()
-        assert weight.grad is not None
-        del loss
-    assert seen.live == 512  # the weight and its gradient
+def test_demonstrations_that_do_not_fit_leave_no_gradient_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy's part fitted, the demonstrations did not: neither gradient may count twice."""
+    run, real, stumbled = dict(RUN, max_steps=1, num_ppo_epochs=1), Updater._imitate, [1]
+
+    def stumble(self: Updater, shown: Any) -> float:
+        loss = real(self, shown)
+        if not stumbled:
+            stumbled.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss
+
+    monkeypatch.setattr(Updater, "_imitate", stumble)
+    norms = []
+    for name in ("plain", "stumbling"):
+        norms.append(trainer(tmp_path / name, **run).train().metrics[0]["policy_grad_norm"])
+        stumbled.clear()
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
-def test_sizes_are_those_of_the_model(base: Path) -> None:
-    model, _ = tiny_models.llava()
-    size = sizes(base, "float32", lora=LoraSettings(r=4))
-    assert size.weights == 4 * sum(p.numel() for p in model.parameters())
-    layer = model.model.language_model.layers[0]
-    assert size.largest_layer == 4 * sum(p.numel() for p in layer.parameters())
-    assert size.language - size.outside_layers == 2 * size.largest_layer
-    linears = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)]
-    assert size.adapter == 2 * sum(4 * (m.in_features + m.out_features) for m in linears)
-    assert size.cache_a_token == 2 * 2 * 1 * 8 * 4  # keys and values, layers, heads, their width, bytes
+def test_generation_that_does_not_fit_is_done_in_parts() -> None:
+    """From the same random state, the longest prompt first; every prompt keeps its own answers, and pads are pads."""
+
+    class Narrow(FakeRoles):
+        def generate(self, inputs: Any, samples: int, sampling: Any) -> Any:
+            asked.append(len(inputs))
+            if len(inputs) > 2:
+                torch.rand(7)  # it had begun to draw
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().generate(inputs, samples, sampling)
+
+    roles, sampling, passes = Narrow(), trainer("unused").sampling, Passes.bounded()
+    asked: list[int] = []
+    torch.manual_seed(5)
+    drawn = sample(roles, ModelScorer(roles), PROMPTS, sampling, 3, device="cpu", passes=passes)
+    assert asked == [7, 3] + [1] * 7 and passes.draws.halved == 1
+    assert len(drawn.responses) == 21 and not drawn.responses.ids[~drawn.responses.mask].any()
+    torch.manual_seed(5)
+    first = roles.encoder.prompts([PROMPTS[6]])
+    assert torch.equal(drawn.responses.ids[18:], roles.generate(first, 3, sampling).ids)
 
 
-def test_quantization_shrinks_linear_layers_but_not_the_output_layer(base: Path) -> None:
-    model, _ = tiny_models.llava()
-    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.lm_head)
-    plain, small = (sizes(base, "bfloat16", kind).weights for kind in (None, "4bit"))
-    assert plain - small == pytest.approx(linear * (2 - QUANTIZED["4bit"]), rel=0.01)
+def test_a_sample_that_does_not_fit_alone_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemory, match="one sample"):
+        trainer(tmp_path, roles=Small(0), **RUN).train()
 
 
-def test_checkpointing_adapters_and_forwards_alone_take_less(base: Path) -> None:
-    step = dict(rows=4, length=64, response=8)
-    whole = step_peak(base, "float32", Step(loss="values", **step))
-    assert step_peak(base, "float32", Step(loss="values", checkpointing=True, **step)) < 0.6 * whole
-    assert step_peak(base, "float32", Step(loss="values", grad=False, **step)) < 0.4 * whole
-    twice = step_peak(base, "float32", Step(loss="values", rows=8, length=64, response=8))
-    assert 1.8 * whole < twice < 2.0 * whole  # all but the gradients
-
-
-def test_sharding_divides_what_stands_and_not_the_tower(base: Path) -> None:
-    settings = load_settings(None, [f"model.path={base}", "policy.roles=separate", "policy.max_new_tokens=8"])
-    at = memory.Lengths(prompt=32, response=8)
-    one, eight = (memory.policy(settings, base, at, 8, sharded) for sharded in (False, True))
-    assert eight.held["policy"] == pytest.approx(one.held["policy"] / 8, abs=1)
-    assert eight.held["policy optimizer"] == 2 * eight.held["policy"]
-    assert len(one.held) == 1 + 6 + 3  # the tower; six models; three optimizers
-    assert eight.held["vision tower, shared"] == one.held["vision tower, shared"] / 2  # computed in bfloat16
-
-
-def test_what_cannot_be_predicted_is_named(base: Path) -> None:
-    with pytest.raises(SettingsError, match="--prompt-tokens"):
-        memory.lengths(load_settings(None, []))
-    at = memory.Lengths(prompt=8, response=8)
-    with pytest.raises(SettingsError, match=r"optim 'adafactor'"):
-        memory.supervised(load_settings(None, ["reward.optim=adafactor"]), "reward", base, at)
-    with pytest.raises(SettingsError, match="sft.freeze_vision"):
-        memory.supervised(load_settings(None, ["sft.freeze_vision=false"]), "sft", base, at)
+def test_a_resumed_run_knows_what_did_not_fit(tmp_path: Path) -> None:
+    trainer(tmp_path, roles=Small(2), **RUN).train()
+    resumed = trainer(tmp_path, roles=Small(2), **dict(RUN, max_steps=4))
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.roles.failed == 0 and resumed.passes.looks.halved == 1

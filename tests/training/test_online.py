@@ -22,7 +22,7 @@ from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
 from safe_rlhf_v.cost_measures import CVaR, HighConfidence
 from safe_rlhf_v.duals import AdditiveDual, AugmentedDual, LogDual, PIDDual, fixed
 from safe_rlhf_v.losses import clipped_value_loss
-from safe_rlhf_v.rollout import collect, minibatch
+from safe_rlhf_v.rollout import Passes, collect, minibatch
 from safe_rlhf_v.scorers import ModelScorer, TextScorer
 from safe_rlhf_v.training.checkpoint import CheckpointError, checkpoints, latest_checkpoint
 from safe_rlhf_v.training.online import OnlineTrainer
@@ -79,10 +79,29 @@ def test_with_multiplier_0_the_reward_rises_whatever_the_cost(tmp_path: Path, al
 
 
 def test_a_large_multiplier_brings_the_cost_down(tmp_path: Path) -> None:
+    """Reward and cost both count the BAD tokens: without the multiplier there would be ever more of them."""
+
+    def scorer(prompts: Any, inputs: Any, responses: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        bad = ((responses.ids == BAD) & responses.mask).sum(1).float()
+        return bad, bad - 0.5
+
     fixed = AdditiveDual(0.0, 100.0, 100.0)
     changes: dict[str, Any] = {"max_steps": 40, "num_generations": 6, "mini_batch_size": 18, "learning_rate": 0.02}
-    rows = trainer(tmp_path, PPOLag(beta=0.0), fixed, **changes).train().metrics
+    rows = trainer(tmp_path, PPOLag(beta=0.0), fixed, scorer=scorer, **changes).train().metrics
     assert mean(rows, "unsafe_share", slice(-5, None)) < 0.5 * mean(rows, "unsafe_share", slice(0, 5))
+
+
+def test_the_advantages_are_taken_at_the_multiplier_that_has_just_moved(tmp_path: Path) -> None:
+    given: list[float] = []
+
+    class Spy(PPOLag):
+        def advantages(self, rollout: Any, multiplier: float, violation: float = 0.0) -> Advantages:
+            given.append(multiplier)
+            return super().advantages(rollout, multiplier, violation)
+
+    rows = trainer(tmp_path, Spy(threshold=-0.2, delay=0), AdditiveDual(0.1, 1.0, 5.0), max_steps=3).train().metrics
+    assert given == [row["multiplier"] for row in rows]
+    assert len({1.0, *given}) == 4
 
 
 def test_the_multiplier_moves_once_a_rollout_on_all_its_costs(tmp_path: Path) -> None:
@@ -198,12 +217,17 @@ def test_rows_of_a_rollout_stand_in_groups() -> None:
 def test_a_rollout_taken_in_parts_is_the_same_rollout() -> None:
     roles, sampling, rollouts = FakeRoles(), trainer("unused").sampling, []
     scorer = TextScorer(lambda prompt, text: (len(prompt.text), len(text)), roles.encoder.decode)
-    for rows in (None, 4):
+    for passes in (None, Passes.bounded(4), Passes.bounded(tokens=20)):
         torch.manual_seed(3)
-        options: dict[str, Any] = {"critics": True, "device": "cpu", "rows_at_once": rows}
+        options: dict[str, Any] = {"critics": True, "device": "cpu", "passes": passes}
         rollouts.append(collect(roles, scorer, PROMPTS[:3], sampling, 3, **options))
-    for name in ("logps", "ref_logps", "rewards", "costs", "reward_values", "cost_values"):
-        torch.testing.assert_close(getattr(rollouts[0], name), getattr(rollouts[1], name))
+    mask = rollouts[0].responses.mask
+    for other in rollouts[1:]:
+        assert torch.equal(other.responses.ids, rollouts[0].responses.ids)
+        for name in ("rewards", "costs"):
+            torch.testing.assert_close(getattr(rollouts[0], name), getattr(other, name))
+        for name in ("logps", "ref_logps", "reward_values", "cost_values"):
+            torch.testing.assert_close(getattr(rollouts[0], name)[mask], getattr(other, name)[mask])
 
 
 def test_minibatches_are_cut_to_their_longest_response() -> None:
@@ -221,7 +245,7 @@ def test_minibatches_are_cut_to_their_longest_response() -> None:
 def test_micro_batches_give_the_gradient_of_the_whole_minibatch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradients: dict[int | None, list[torch.Tensor]] = {}
+    gradients: dict[str, list[torch.Tensor]] = {}
 
     def note(self: Trained, accelerator: Any, step: int) -> float:
         gradients[size] += [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters]
@@ -230,15 +254,16 @@ def test_micro_batches_give_the_gradient_of_the_whole_minibatch(
         return 0.0
 
     monkeypatch.setattr(Trained, "step", note)
-    for size in (None, 1, 4, 5):
+    bounds: dict[str, dict[str, int]] = {"whole": {}, "tokens": {"tokens": 14}}
+    bounds |= {f"rows {n}": {"size": n} for n in (1, 4, 5)}
+    for size, bound in bounds.items():
         gradients[size] = []
         options: dict[str, Any] = {"demonstrations": DEMONSTRATIONS, "ptx_coeff": 0.5, "num_ppo_epochs": 1}
-        trainer(
-            tmp_path / str(size), max_steps=1, mini_batch_size=6, per_device_micro_batch_size=size, **options
-        ).train()  # fmt: skip
-    assert any(g.any() for g in gradients[None])
-    for size in (1, 4, 5):
-        for whole, parts in zip(gradients[None], gradients[size], strict=True):
+        options |= {f"per_device_micro_batch_{name}": value for name, value in bound.items()}
+        trainer(tmp_path / size, max_steps=1, mini_batch_size=6, **options).train()
+    assert any(g.any() for g in gradients["whole"])
+    for size in bounds:
+        for whole, parts in zip(gradients["whole"], gradients[size], strict=True):
             torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
 
 

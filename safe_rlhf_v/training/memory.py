@@ -63,9 +63,10 @@ def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) ->
         raise SettingsError(f"{stage}.freeze_vision: false is not predicted: the tower's own activations are unknown")
     size = sizes(path, model.dtype, model.quantization, lora)
     rows = section.per_device_train_batch_size * (2 if stage in PAIRS else 1)
+    checkpointing = section.gradient_checkpointing in (True, "language")
     step = Step(
         rows=rows, length=at.prompt + at.response, response=at.response, lora=lora, autocast=section.bf16,
-        loss="logps" if stage in ("sft", "direct") else "score", checkpointing=section.gradient_checkpointing,
+        loss="logps" if stage in ("sft", "direct") else "score", checkpointing=checkpointing,
     )  # fmt: skip
     number = size.adapter if lora else size.trainable
     if stage in ("reward", "cost", "guard") and not lora:

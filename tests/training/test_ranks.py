@@ -127,6 +127,7 @@ def test_checkpoints_are_those_of_one_process(alone: Path, together: Path) -> No
         mine, theirs = (x.optimizers[name]["optimizer"]["state"] for x in (one, two))
         close({i: theirs[i] for i in mine}, mine)
     settings = [x.state.pop("settings") for x in (one, two)]
+    assert [len(x.state.pop("halved")) for x in (one, two)] == [1, 2]  # of each process
     assert settings[0]["rows"] == settings[1]["rows"]
     close(two.state, one.state)
 

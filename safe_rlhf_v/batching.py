@@ -32,12 +32,14 @@ class MicroBatches:
 
     rows, tokens: bounds on the rows of a pass and on its tokens, pads included; None for none. Without a bound all rows
     go together, in their order. A row that is over the bound on tokens by itself is a pass of its own.
-    halved: the bound on rows that running out of memory has led to, or None.
+    halved: the bound on rows that running out of memory has led to, or None. fixed: never halve, where other ranks
+    count on as many passes of this one.
     """
 
     rows: int | None = None
     tokens: int | None = None
     halved: int | None = None
+    fixed: bool = False
 
     def plan(self, prompts: Sequence[int], responses: Sequence[int]) -> list[list[int]]:
         """Rows with so many prompt and response tokens, in parts: the longest first, like lengths together."""
@@ -67,7 +69,8 @@ class MicroBatches:
             try:
                 return work(parts)
             except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
+                out_of_memory = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+                if self.fixed or not out_of_memory:
                     raise
                 self._halve(max(map(len, parts)), error)
             clear_device_cache(garbage_collection=True)  # once the error is gone, and with it what its frames held

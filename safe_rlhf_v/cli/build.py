@@ -84,16 +84,16 @@ def trained(settings: Settings, stage: str, given: str | None, key: str) -> str:
 
 def device() -> Any:
     """This process's device."""
-    from accelerate import PartialState
+    from safe_rlhf_v.models.processes import process_state
 
-    return PartialState().device
+    return process_state().device
 
 
 def one_process(command: str) -> None:
     """Raises SettingsError under a launcher of several processes."""
-    from accelerate import PartialState
+    from safe_rlhf_v.models.processes import process_state
 
-    if (n := PartialState().num_processes) > 1:
+    if (n := process_state().num_processes) > 1:
         raise SettingsError(f"{command} runs as one process, not {n}: start it without accelerate launch")
 
 
@@ -172,6 +172,7 @@ def online_arguments(settings: Settings, output_dir: Path) -> OnlineArguments:
 def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
     """All six roles, on one backbone or on separate models."""
     from safe_rlhf_v.models.roles import AdapterRoles, SeparateRoles
+    from safe_rlhf_v.models.sharding import launched_sharded, sharding_of_launch
 
     model, policy = settings.model, settings.policy
     shared: dict[str, Any] = dict(
@@ -188,7 +189,12 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
         vision_cache_bytes=policy.vision_cache_mb * 2**20,
     )
     if policy.roles == "separate":
-        return SeparateRoles.from_pretrained(start, reward, cost, **shared)
+        return SeparateRoles.from_pretrained(start, reward, cost, sharding=sharding_of_launch(), **shared)
+    if launched_sharded():
+        raise SettingsError(
+            "policy.roles = 'adapters' trains under DDP (configs/accelerate/ddp.yaml): only adapters take gradients, "
+            "so there is little to cut. FSDP2 needs policy.roles: separate"
+        )
     adapters: dict[str, Any] = dict(lora=policy_lora(settings), quantization=model.quantization)
     return AdapterRoles.from_pretrained(start, reward, cost, **adapters, **shared)
 
@@ -198,11 +204,10 @@ def engine(settings: Settings, start: str, roles: Roles, folder: Path) -> Engine
     section = settings.policy.engine
     if section.kind == "transformers":
         return None
-    from accelerate import PartialState
-
     from safe_rlhf_v.generation.transformers_engine import TransformersEngine
     from safe_rlhf_v.generation.vllm_engine import VLLMEngine, colocated
     from safe_rlhf_v.generation.vllm_server import VLLMServer
+    from safe_rlhf_v.models.processes import process_state
     from safe_rlhf_v.models.roles import AdapterRoles
 
     assert isinstance(roles, AdapterRoles), "held by the settings"
@@ -215,7 +220,7 @@ def engine(settings: Settings, start: str, roles: Roles, folder: Path) -> Engine
         shared: dict[str, Any] = dict(rank=settings.model.lora.r, dtype=settings.model.dtype, seed=settings.seed)
         client = colocated(start, **shared, **limits)  # type: ignore[arg-type]
     eos_ids = TransformersEngine(roles.backbone, roles.encoder).eos_ids
-    own = folder / f"vllm-{PartialState().process_index}"
+    own = folder / f"vllm-{process_state().process_index}"
     return VLLMEngine(client, roles.encoder, roles.save_policy_adapter, own, eos_ids)
 
 

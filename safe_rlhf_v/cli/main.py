@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -112,6 +113,47 @@ def settings_command(
     if save is not None:
         settings.save(save)
         console.print(f"written: {save}")
+
+
+@app.command(rich_help_panel="Start here")
+@user_errors
+def doctor(
+    config: Config = None,
+    overrides: Overrides = None,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of the GPU you mean; else the one here.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many of them; else those here.")] = None,
+    fsdp2: Annotated[bool, typer.Option("--fsdp2", help="The policy's separate models are cut over them.")] = False,
+    stage: Annotated[list[str] | None, typer.Option(help="sft, reward, cost, guard, direct or policy.")] = None,
+    model_config: Annotated[str | None, typer.Option(help="Folder with the model's config.json alone.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt, if the settings set none.")] = None,
+    reserve: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the memory to leave free.")] = 0.1,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")] = False,
+) -> None:
+    """Check versions, device, model and data of a run, and predict the memory of its stages. Loads no weights.
+
+    The exit code is 1 where a check fails or a stage does not fit.
+
+    Example: safe-rlhf-v doctor --config configs/qwen2_5_vl_7b_lora.yaml --memory 80
+
+    Example: safe-rlhf-v doctor --config configs/qwen2_5_vl_7b_full.yaml --memory 80 --gpus 8 --fsdp2 --stage policy
+    """
+    from safe_rlhf_v.cli import doctor as work
+    from safe_rlhf_v.config import SettingsError
+
+    known = (*work.memory.SUPERVISED, "policy")
+    if unknown := set(stage or []) - set(known):
+        raise SettingsError(f"--stage {sorted(unknown)[0]}: should be one of {', '.join(known)}")
+    machine = work.this_machine(gpus, memory, fsdp2, reserve)
+    report = work.examine(
+        settings_of(config, overrides), machine, stages=stage or work.STAGES, model_config=model_config,
+        prompt_tokens=prompt_tokens,
+    )  # fmt: skip
+    if json_:
+        plain(json.dumps(work.as_json(report), indent=2))
+    else:
+        work.print_report(report)
+    if not report.passed:
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel="A real run")

@@ -76,9 +76,9 @@ def _throw_away(folder: Path) -> None:
     if folder.exists() and _main_process():
         shutil.rmtree(folder)
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from accelerate import PartialState
+        from safe_rlhf_v.models.processes import process_state
 
-        PartialState().wait_for_everyone()
+        process_state().wait_for_everyone()
 
 
 def _made(source: Any) -> str | None:

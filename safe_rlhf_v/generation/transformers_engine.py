@@ -65,7 +65,8 @@ class TransformersEngine:
         else:
             arguments = join(inputs.repeat(samples))
             config.cache_implementation = None if self.cache == "dynamic" else self.cache
-        output: Tensor = self.model.generate(**arguments, generation_config=config)
+        # synced_gpus=False: weights cut over ranks are whole here (`sharding.gathered`), so no rank waits for another
+        output: Tensor = self.model.generate(**arguments, generation_config=config, synced_gpus=False)
         return output[:, inputs.input_ids.shape[1] :]
 
     def _read(self, inputs: Inputs, samples: int, longest: int) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
 from safe_rlhf_v.models.adapters import CONFIG_FILE, LoraSettings, adapter_parameters, add_lora
 from safe_rlhf_v.models.collation import alike, in_order, join
+from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.quirks import LOGIT_CAPS, LOGIT_DIVISORS, LOGIT_FACTORS, UNJOINABLE
 from safe_rlhf_v.models.source import ModelError, reading
 from safe_rlhf_v.models.vision_cache import encode_images
@@ -75,7 +75,7 @@ def load_backbone(
     options: dict[str, Any] = {"attn_implementation": attn_implementation}
     if quantization:  # quantized weights are placed while they load and never moved: each process has its own device
         options["quantization_config"] = _quantization(quantization, dtype)
-        options["device_map"] = {"": PartialState().device if device is None else device}
+        options["device_map"] = {"": process_state().device if device is None else device}
     options = {"dtype": to_dtype(dtype)} | {k: v for k, v in options.items() if v is not None}
     with reading(path, "not a vision-language model that transformers can load"):
         model = AutoModelForImageTextToText.from_pretrained(path, **options)
@@ -171,17 +171,17 @@ class ScaledHead(nn.Module):
 
 def freeze_vision(model: Any, projector: bool = True) -> None:
     """Turn gradients off for the vision tower and, unless projector=False, for what maps it to the language model."""
-    frozen = _outside_language(model) if projector else model.get_encoder(modality="image").parameters()
+    frozen = outside_language(model) if projector else model.get_encoder(modality="image").parameters()
     for parameter in frozen:
         parameter.requires_grad_(False)
 
 
 def vision_is_frozen(model: Any) -> bool:
     """Whether image features can be reused between updates: nothing that makes them takes gradients."""
-    return not any(p.requires_grad for p in _outside_language(model))
+    return not any(p.requires_grad for p in outside_language(model))
 
 
-def _outside_language(model: Any) -> Iterator[nn.Parameter]:
+def outside_language(model: Any) -> Iterator[nn.Parameter]:
     """Parameters of the base model that are not the language model's: tower, projector, connector."""
     language = {id(p) for p in model.get_decoder().parameters()}
     return (p for p in model.base_model.parameters() if id(p) not in language)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from safe_rlhf_v.generation.transformers_engine import CacheKind, TransformersEn
 from safe_rlhf_v.models.backbone import encode_images, output_head
 from safe_rlhf_v.models.prefix import response_states
 from safe_rlhf_v.models.processing import Encoder
+from safe_rlhf_v.models.sharding import part_of
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.tensors import pool_last, token_logps
 from safe_rlhf_v.types import Inputs, Responses
@@ -60,35 +61,30 @@ class RoleBase:
         with self._precision(model):
             return encode_images(model, inputs, self._cache)
 
+    def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
+        """question(roles, backbone, head or None, *args): the one way into a model's weights, but for `generate`."""
+        return question(self, self._as(role), self.heads.get(role), *args)
+
     def logps(
         self, inputs: Inputs, responses: Responses, role: Speaker = "policy", *, temperature: float = 1.0
     ) -> Tensor:
         if role not in ("policy", "reference"):
             raise ValueError(f"role {role!r} has no log-probabilities: ask for 'policy' or 'reference'")
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):
-            model, suppress = self._as(role), self.encoder.placeholder_ids
-            head = output_head(model)
-            with self._precision(model):
-                hidden = response_states(model, inputs, responses, suppress)[:, :-1]
-                ids, mask = responses.ids.to(hidden.device), responses.mask.to(hidden.device)
-                return token_logps(hidden, head, ids, self.chunk_size, suppress, temperature, mask)
+            settings = (self.chunk_size, temperature)
+            return self._ask(role, _logps, inputs, responses, *settings)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def scores(self, inputs: Inputs, responses: Responses) -> tuple[Tensor, Tensor]:
         return self._score("reward", inputs, responses), self._score("cost", inputs, responses)
 
     def _score(self, which: Which, inputs: Inputs, responses: Responses) -> Tensor:
-        head, model = self._head(which, "scores"), self._as(which)
-        with self._precision(model):
-            states = response_states(model, inputs, responses, self.encoder.placeholder_ids)
-        mask = torch.cat([inputs.attention_mask[:, -1:].bool(), responses.mask], dim=1).to(states.device)
-        return head(pool_last(states, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
+        self._head(which, "scores")
+        return self._ask(which, _last_value, inputs, responses)  # type: ignore[no-any-return]
 
     def values(self, inputs: Inputs, responses: Responses, which: Which = "reward") -> Tensor:
-        head, model = self._head(f"{which}_critic", "values"), self._as(f"{which}_critic")
-        with self._precision(model):
-            hidden = response_states(model, inputs, responses, self.encoder.placeholder_ids)[:, :-1]
-        return head(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
+        self._head(f"{which}_critic", "values")
+        return self._ask(f"{which}_critic", _values, inputs, responses)  # type: ignore[no-any-return]
 
     def _head(self, role: str, what: str) -> nn.Linear:
         if role not in self.heads:
@@ -124,7 +120,32 @@ class RoleBase:
             if parameter.shape != state[name].shape:
                 theirs, ours = tuple(state[name].shape), tuple(parameter.shape)
                 raise ValueError(f"{name}: shape {theirs} in the state, {ours} here")
-            parameter.copy_(state[name])
+            parameter.copy_(part_of(state[name], parameter))
+
+
+def _states(roles: RoleBase, model: Any, inputs: Inputs, responses: Responses) -> Tensor:
+    with roles._precision(model):
+        return response_states(model, inputs, responses, roles.encoder.placeholder_ids)
+
+
+def _logps(
+    roles: RoleBase, model: Any, head: None, inputs: Inputs, responses: Responses, chunk_size: int, temperature: float
+) -> Tensor:
+    output, suppress = output_head(model), roles.encoder.placeholder_ids
+    hidden = _states(roles, model, inputs, responses)[:, :-1]
+    ids, mask = responses.ids.to(hidden.device), responses.mask.to(hidden.device)
+    with roles._precision(model):
+        return token_logps(hidden, output, ids, chunk_size, suppress, temperature, mask)
+
+
+def _last_value(roles: RoleBase, model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:
+    states = _states(roles, model, inputs, responses)
+    mask = torch.cat([inputs.attention_mask[:, -1:].bool(), responses.mask], dim=1).to(states.device)
+    return head(pool_last(states, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def _values(roles: RoleBase, model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:
+    return head(_states(roles, model, inputs, responses)[:, :-1].float()).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def pick_head(heads: Mapping[str, Any] | nn.ModuleDict, role: str, where: Any) -> str:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.generation.base import Sampling
+from safe_rlhf_v.generation.transformers_engine import TransformersEngine
 from safe_rlhf_v.models.backbone import freeze_vision, load_backbone, share_vision
+from safe_rlhf_v.models.collation import alike
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.memory import apply_liger, checkpoint_gradients, compile_layers, without_dropout
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
+from safe_rlhf_v.models.sharding import Role, Sharding, gathered, whole_tree
 from safe_rlhf_v.models.source import ModelError
-from safe_rlhf_v.types import Inputs
+from safe_rlhf_v.types import Inputs, Responses
 
 
 class SeparateRoles(RoleBase):
@@ -25,33 +31,49 @@ class SeparateRoles(RoleBase):
 
     gradient_checkpointing: recompute the language models' activations in the backward pass, for less memory. options:
     those of `RoleBase`.
+    sharding: cut every model over the ranks (FSDP2); each rank then asks each role as many questions, in one order.
     """
 
     def __init__(
         self,
         policy: Any,
         reference: Any,
-        scorers: Mapping[str, HeadedModel],
+        scorers: Mapping[str, HeadedModel] | Iterable[tuple[str, HeadedModel]],
         encoder: Encoder,
         *,
         gradient_checkpointing: bool = False,
+        sharding: Sharding | None = None,
         **options: Any,
     ) -> None:
-        heads = {role: headed.heads[pick_head(headed.heads, role, "scorers")] for role, headed in scorers.items()}
-        super().__init__(encoder, heads, **options)  # type: ignore[arg-type]
-        self.models = {"policy": policy, "reference": reference} | {r: h.backbone for r, h in scorers.items()}
-        shared = [share_vision(model, policy) for role, model in self.models.items() if role != "policy"]
-        self._one_tower = all(shared)
-        for role, model in self.models.items():
-            model.eval()
-            if role in ("reference", "reward", "cost"):
-                model.requires_grad_(False)
-            freeze_vision(model)
-            if gradient_checkpointing and role in TRAINABLE:
-                checkpoint_gradients(model, "language")
-                without_dropout(model)
-                model.train()  # transformers recomputes in train mode only
+        super().__init__(encoder, {}, **options)
+        self._recompute = gradient_checkpointing
+        self.models: dict[str, Any] = {}
+        self._roots: dict[str, Role] = {}
+        self._sharding, self._one_tower = sharding, True
+        self._weights: Any = None
+        self._settle("policy", policy)
+        self._settle("reference", reference)
+        for role, headed in scorers.items() if isinstance(scorers, Mapping) else scorers:
+            self._settle(role, headed.backbone, headed.heads[pick_head(headed.heads, role, "scorers")])
         self._groups = {role: self._collect(role) for role in TRAINABLE if role in self.models}
+
+    def _settle(self, role: str, model: Any, head: Any = None) -> None:
+        """Take a model in: share the policy's vision tower where it is the same, freeze, and cut."""
+        self._one_tower &= role == "policy" or share_vision(model, self.models["policy"])
+        self.models[role] = model.eval()
+        if head is not None:
+            self.heads[role] = head
+        if role in ("reference", "reward", "cost"):
+            for module in filter(None, (model, head)):
+                module.requires_grad_(False)
+        freeze_vision(model)
+        if self._recompute and role in TRAINABLE:
+            checkpoint_gradients(model, "language")
+            without_dropout(model)
+            model.train()  # transformers recomputes in train mode only
+        if self._sharding is not None:
+            self._roots[role] = Role(model, head)
+            self._sharding.shard(self._roots[role], model, head)
 
     @classmethod
     def from_pretrained(
@@ -75,23 +97,35 @@ class SeparateRoles(RoleBase):
         """
         if critics and (reward_dir is None or cost_dir is None):
             raise ValueError("critics start from the reward and cost model: give both folders, or set critics=False")
-        load: dict[str, Any] = dict(dtype=dtype, attn_implementation=attn_implementation, device=device)
+        sharded = options.get("sharding") is not None
+        load: dict[str, Any] = dict(dtype=dtype, attn_implementation=attn_implementation)
+        if sharded and torch_compile:
+            raise SettingsError("policy.torch_compile is not supported under FSDP2: set it to false")
+        load["device"] = None if sharded else device  # cut models go to the device in parts
         policy = load_backbone(policy_dir, **load)
         encoder = Encoder(load_processor(policy_dir), max_prompt_length, config=policy.config)
-        scorers = {}
-        for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
-            if folder is not None:
-                same_tokens(encoder.tokenizer, folder)
-                scorers[which] = HeadedModel.from_pretrained(folder, **load)
-                if critics:
-                    scorers[f"{which}_critic"] = copy.deepcopy(scorers[which])
-        reference = copy.deepcopy(policy)
-        for model in (policy, reference, *(headed.backbone for headed in scorers.values())):
+
+        def sped_up(model: Any) -> Any:
             if use_liger_kernel:
                 apply_liger(model)
             if torch_compile:
                 compile_layers(model)
-        return cls(policy, reference, scorers, encoder, **options)
+            return model
+
+        def scorers() -> Iterator[tuple[str, HeadedModel]]:  # one after the other: at most two whole models at a time
+            for which, folder in (("reward", reward_dir), ("cost", cost_dir)):
+                if folder is not None:
+                    same_tokens(encoder.tokenizer, folder)
+                    headed = HeadedModel.from_pretrained(folder, **load)
+                    critic = copy.deepcopy(headed) if critics else None
+                    sped_up(headed.backbone)
+                    yield which, headed
+                    if critic is not None:
+                        sped_up(critic.backbone)
+                        yield f"{which}_critic", critic
+
+        reference = sped_up(copy.deepcopy(policy))
+        return cls(sped_up(policy), reference, scorers(), encoder, **options)
 
     def _collect(self, role: str) -> dict[str, nn.Parameter]:
         parameters = {n: p for n, p in self.models[role].named_parameters() if p.requires_grad}
@@ -102,15 +136,56 @@ class SeparateRoles(RoleBase):
     def _trainable(self) -> dict[str, dict[str, nn.Parameter]]:
         return self._groups
 
+    @property
+    def sharded(self) -> bool:
+        """Whether every forward is a collective call."""
+        return self._sharding is not None
+
     def _as(self, role: str) -> Any:
         return self.models[role]
 
+    def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
+        """Sharded models answer as one forward of their root. Without gradients they are gathered first: how many
+        forwards a question then takes is a rank's own affair (prompts that rows share are read once)."""
+        if not self.sharded:
+            return super()._ask(role, question, *args)
+        return self._roots[role](question if torch.is_grad_enabled() else partial(_whole, question), self, *args)
+
+    def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
+        if not self.sharded:
+            return super().generate(inputs, samples, sampling)
+        with torch.no_grad():
+            return self._ask("policy", _draw, inputs, samples, sampling)  # type: ignore[no-any-return]
+
     def prepare(self, inputs: Inputs) -> Inputs:
+        if self.sharded and len(alike(inputs)) > 1:
+            raise ModelError("rows of this family may need forwards of their own: ranks would wait; train under DDP")
         return super().prepare(inputs) if self._one_tower else inputs
 
+    def gather_policy(self, keep: bool) -> None:
+        """Before `save_policy` on one rank, on every rank: make sharded weights whole. keep: on the rank that saves."""
+        if self.sharded:
+            weights = whole_tree(self.models["policy"].state_dict(), keep)
+            self._weights = weights if keep else None
+
     def save_policy(self, folder: str | Path) -> None:
-        self.models["policy"].save_pretrained(folder)
+        if self.sharded and self._weights is None:
+            raise RuntimeError("sharded weights must be made whole by all ranks first: gather_policy")
+        self.models["policy"].save_pretrained(folder, state_dict=self._weights)
         self.encoder.processor.save_pretrained(folder)
+        self._weights = None
+
+
+def _whole(question: Callable[..., Any], roles: RoleBase, backbone: Any, head: Any, *args: Any) -> Any:
+    with gathered(backbone):
+        return question(roles, backbone, head, *args)
+
+
+def _draw(
+    roles: RoleBase, backbone: Any, head: None, inputs: Inputs, samples: int, sampling: Sampling
+) -> Responses:
+    with roles._precision(backbone):
+        return TransformersEngine(backbone, roles.encoder, roles.cache).generate(inputs, samples, sampling)
 
 
 def same_tokens(tokenizer: Any, folder: str | Path) -> None:

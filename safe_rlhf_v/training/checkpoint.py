@@ -132,7 +132,8 @@ def read(folder: Path) -> Contents:
     step_of(folder)
     return Contents(
         trainable=load_file(folder / WEIGHTS),
-        optimizers=torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True),
+        # mapped, not read: ranks that each take a part of a large state share one copy of it
+        optimizers=torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True, mmap=True),
         rng=torch.load(folder / RNG, map_location="cpu", weights_only=True),
         state=json.loads((folder / STATE).read_text()),
     )

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.cost_measures import CostMeasure, Mean
 from safe_rlhf_v.generation.base import Engine, Sampling
-from safe_rlhf_v.models.roles import Roles
+from safe_rlhf_v.models.roles import Roles, SeparateRoles
+from safe_rlhf_v.models.sharding import whole_tree
 from safe_rlhf_v.rollout import Passes, collect, sample, statistics
 from safe_rlhf_v.scorers import ModelScorer, Scorer
 from safe_rlhf_v.training import checkpoint
@@ -96,8 +97,12 @@ class OnlineTrainer:
         self.demonstrations = None
         if demonstrations and args.ptx_coeff:
             self.demonstrations = Demonstrations(demonstrations, args.ptx_coeff, args.seed + 1)
+        if isinstance(roles, SeparateRoles) and roles.sharded:
+            _refuse_under_sharding(args)
         self.trained = trained_networks(roles, args, algorithm.needs_critics)
         self.passes = Passes.bounded(args.per_device_micro_batch_size, args.per_device_micro_batch_tokens)
+        if isinstance(roles, SeparateRoles) and roles.sharded:
+            self.passes.looks.fixed = self.passes.draws.fixed = True
         self.updater = Updater(
             roles, algorithm, self.trained, self.accelerator, args, self.demonstrations, self.passes.looks
         )
@@ -198,6 +203,8 @@ class OnlineTrainer:
     def save(self) -> None:
         """Write checkpoint-<step>: everything the next steps depend on. Whole, or not there at all."""
         generators, halved = gather_object([rng_state()]), gather_object([self.passes.halved])
+        optimizers = {name: trained.state_dict() for name, trained in self.trained.items()}
+        trainable, optimizers = whole_tree([self.roles.state_dict(), optimizers], keep=self._is_main)
         if self._is_main:
             state = {
                 "step": self.step,
@@ -209,10 +216,7 @@ class OnlineTrainer:
                 "halved": halved,
                 "settings": self._settings(),
             }
-            optimizers = {name: trained.state_dict() for name, trained in self.trained.items()}
-            contents = checkpoint.Contents(
-                trainable=self.roles.state_dict(), optimizers=optimizers, rng=generators, state=state
-            )
+            contents = checkpoint.Contents(trainable=trainable, optimizers=optimizers, rng=generators, state=state)
             with checkpoint.atomic_directory(checkpoint.checkpoint_path(self.output_dir, self.step)) as folder:
                 checkpoint.write(folder, contents)
             checkpoint.prune(self.output_dir, self.args.save_total_limit)
@@ -234,8 +238,19 @@ class OnlineTrainer:
         if self.demonstrations:
             self.demonstrations.indices.load_state_dict(state["demonstrations"])
         self.watch.steps = state["steps_at_bound"]
-        self.passes.halved = tuple(state["halved"][self.accelerator.process_index])
-        load_rng_state(contents.rng[self.accelerator.process_index])
+        halved = state["halved"]  # of each rank; other ranks take the smallest of all
+        same = len(halved) == self.accelerator.num_processes
+        self.passes.halved = tuple(halved[self.accelerator.process_index] if same else _smallest(halved))
+        self._take_up_generators(contents.rng)
+
+    def _take_up_generators(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        """Those of this rank; with another number of processes there are none, and new ones are seeded by the step."""
+        if len(saved) == self.accelerator.num_processes:
+            load_rng_state(saved[self.accelerator.process_index])
+            return
+        set_seed(self.args.seed + self.step, device_specific=True)
+        if self._talks:
+            print(f"{len(saved)} processes before, {self.accelerator.num_processes} now: samples are drawn anew")
 
     def show_guidance(self) -> None:
         """Costs of the start model against the threshold, to threshold.json and the console; changes nothing else."""
@@ -297,6 +312,8 @@ class OnlineTrainer:
 
     def _finish(self) -> OnlineResult:
         policy_dir, metrics = self.output_dir / "policy", read_metrics(self.output_dir / "metrics.jsonl")
+        if isinstance(self.roles, SeparateRoles):
+            self.roles.gather_policy(keep=self._is_main)
         if self._is_main:
             with checkpoint.atomic_directory(policy_dir) as folder:
                 self.roles.save_policy(folder)
@@ -322,7 +339,10 @@ class OnlineTrainer:
             "scorer": getattr(self.scorer, "__qualname__", type(self.scorer).__qualname__),
             "prompts": {"number": len(self.prompts), "hash": fingerprint(p.text for p in self.prompts)},
             "demonstrations": {"number": len(demonstrations), "hash": fingerprint(text for _, text in demonstrations)},
-            "processes": self.accelerator.num_processes,
+            "rows": {
+                "prompts a rollout": self.args.per_device_train_batch_size * self.accelerator.num_processes,
+                "rows an optimizer step": self.args.mini_batch_size * self.accelerator.num_processes,
+            },
         }
 
     @property
@@ -336,3 +356,19 @@ class OnlineTrainer:
     @property
     def _no_bar(self) -> bool | None:
         return None if self._talks else True  # None: off unless a terminal
+
+
+def _smallest(halved: Sequence[Sequence[int | None]]) -> list[int | None]:
+    """Of each bound the smallest that any rank was led to, None where none was."""
+    return [min((x for x in bounds if x is not None), default=None) for bounds in zip(*halved, strict=True)]
+
+
+def _refuse_under_sharding(args: OnlineArguments) -> None:
+    """Where weights are cut over ranks, each rank must make as many forwards, and torch's AdamW knows their parts."""
+    if args.optim not in ("adamw_torch", "adamw_torch_fused"):
+        raise SettingsError(f"policy.optim {args.optim!r} does not know cut weights: use adamw_torch under FSDP2")
+    if args.per_device_micro_batch_tokens:
+        raise SettingsError(
+            "policy.per_device_micro_batch_tokens lets ranks make unequal numbers of forwards, which FSDP2 cannot: use "
+            "per_device_micro_batch_size"
+        )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from beavertails_v.schema import Prompt
@@ -19,6 +20,7 @@ from safe_rlhf_v.batching import MicroBatches, lengths, trim
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.losses import clipped_value_loss, token_cross_entropy
 from safe_rlhf_v.models.roles import Roles, Which
+from safe_rlhf_v.models.sharding import optimizer_part
 from safe_rlhf_v.rollout import minibatch
 from safe_rlhf_v.training.arguments import OnlineArguments
 from safe_rlhf_v.training.runtime import Averages, ShuffledIndices, average_gradients
@@ -68,7 +70,8 @@ class Trained:
         Raises FloatingPointError naming the rollout when the norm is not finite; the parameters stay as they were.
         """
         average_gradients(accelerator, self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).item()
+        total = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = (total.full_tensor() if isinstance(total, DTensor) else total).item()
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"step {rollout}: the norm of the {self.name} gradient is {norm}; lower its learning rate, or load the "
@@ -86,7 +89,7 @@ class Trained:
         return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(optimizer_part(state["optimizer"], self.parameters))
         self.scheduler.load_state_dict(state["scheduler"])
 
 

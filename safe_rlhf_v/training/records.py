@@ -57,11 +57,12 @@ class ProgressBar(TrainerCallback):
 def latest_checkpoint(folder: str | Path) -> str | None:
     """The newest checkpoint-N that was written to its end (trainer_state.json comes last), or None."""
     found = {int(p.name.split("-")[1]): p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit()}
-    whole = [step for step, path in found.items() if _whole(path)]
+    whole = [step for step, path in found.items() if is_whole(path)]
     return str(found[max(whole)]) if whole else None
 
 
-def _whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether transformers wrote a checkpoint to its end."""
     state = checkpoint / "trainer_state.json"
     try:
         return state.is_file() and bool(json.loads(state.read_text()))

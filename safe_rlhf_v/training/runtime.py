@@ -16,6 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from safe_rlhf_v.models.sharding import is_sharded
+
 
 class ShuffledIndices:
     """0..n-1 in shuffled epochs, for ever. An epoch's order follows from seed and epoch: two numbers save the place."""
@@ -124,10 +126,15 @@ def load_rng_state(state: Mapping[str, Any]) -> None:
 
 
 def average_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
-    """Mean over ranks of each gradient; a rank that has none counts as zero, so that no rank waits for another."""
+    """Mean over ranks of each gradient; a rank that has none counts as zero, so that no rank waits for another.
+
+    Those of sharded parameters are means already.
+    """
     if accelerator.num_processes == 1:
         return
     for parameter in parameters:
+        if is_sharded(parameter):
+            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))

@@ -29,6 +29,7 @@ from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, l
 from safe_rlhf_v.models.heads import HeadedModel, save_adapter
 from safe_rlhf_v.models.memory import checkpoint_gradients
 from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.models.sharding import launched_sharded
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.encode import PairCollator, ResponseCollator, Rows, pair_rows, response_rows
 from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
@@ -187,7 +188,7 @@ def training_arguments(section: TrainSection, output_dir: str | Path, seed: int,
 
 
 def fit(trainer: SupervisedTrainer, name: str, resume: Resume) -> dict[str, Any]:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if launched_sharded() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise SettingsError("the supervised stages run under DDP, one process a GPU, not under FSDP or DeepSpeed")
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

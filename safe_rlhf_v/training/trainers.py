@@ -7,6 +7,7 @@ dataclasses in `types`; checkpoints hold what is trained and nothing frozen; a l
 from __future__ import annotations
 
 import math
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.tensors import token_logps
 from safe_rlhf_v.training.encode import interleaved
 from safe_rlhf_v.training.preference_metrics import cost_metrics, reward_metrics
+from safe_rlhf_v.training.records import is_whole
 from safe_rlhf_v.types import Inputs, Responses
 
 WEIGHTS = "model.safetensors"  # the name Trainer knows
@@ -72,6 +74,17 @@ class SupervisedTrainer(Trainer):
         state = self.model.state_dict() if state_dict is None else state_dict
         kept = {name: state[name].contiguous() for name in _trained(self.model) if name in state}
         save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As Trainer, whose older checkpoints go only once the new one stands. A disk that is full is not kept full."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException as error:
+            if self.args.should_save and not is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                error.add_note(f"while writing {folder}; what was saved before it is whole")
+            raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         state = load_file(Path(resume_from_checkpoint) / WEIGHTS)

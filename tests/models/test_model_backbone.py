@@ -322,7 +322,7 @@ def test_quantized_weights_load_on_the_device_of_the_process(tmp_path, monkeypat
 
     monkeypatch.setattr(backbone.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
     monkeypatch.setattr(backbone, "_quantization", lambda kind, dtype: kind)
-    monkeypatch.setattr(backbone, "PartialState", lambda: SimpleNamespace(device=torch.device("cuda", 3)))
+    monkeypatch.setattr(backbone, "process_state", lambda: SimpleNamespace(device=torch.device("cuda", 3)))
     (tmp_path / "config.json").touch()
     load_backbone(tmp_path, quantization="4bit", device=given)
     assert asked["device_map"] == {"": torch.device("cuda", 3) if given is None else given}

@@ -101,8 +101,8 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_changed_settings_are_named_with_both_values() -> None:
-    saved = {"arguments": {"learning_rate": 0.1, "max_steps": 5, "report_to": []}, "processes": 1}
-    now = {"arguments": {"learning_rate": 0.2, "max_steps": 9, "report_to": ()}, "processes": 1, "extra": True}
+    saved = {"arguments": {"learning_rate": 0.1, "max_steps": 5, "report_to": []}, "rows": {"a": 1}}
+    now = {"arguments": {"learning_rate": 0.2, "max_steps": 9, "report_to": ()}, "rows": {"a": 1}, "extra": True}
     with pytest.raises(CheckpointError) as error:
         checkpoint.refuse_changes(saved, now, frozenset({"arguments.max_steps"}))
     assert "arguments.learning_rate: 0.1 in the checkpoint, 0.2 now" in str(error.value)

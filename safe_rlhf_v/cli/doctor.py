@@ -1,0 +1,216 @@
+"""`safe-rlhf-v doctor`: whether a run can work here, or on a machine that is not rented yet, before it starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from packaging.requirements import Requirement
+from rich.markup import escape
+from rich.table import Table
+
+from beavertails_v import load_comparisons
+from safe_rlhf_v.cli.common import console, is_user_error
+from safe_rlhf_v.cli.stage_folder import require_writable
+from safe_rlhf_v.config import Settings
+from safe_rlhf_v.models.footprint import meta_model
+from safe_rlhf_v.models.quirks import UNJOINABLE
+from safe_rlhf_v.models.source import ModelError
+from safe_rlhf_v.training import memory
+from safe_rlhf_v.training.memory import StageMemory
+
+GIB = 2**30
+STAGES = ("sft", "reward", "cost", "policy")
+Outcome = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What is planned for. memory: bytes of a device, or None for a CPU. sharded: FSDP2 over all devices."""
+
+    devices: int = 1
+    memory: int | None = None
+    sharded: bool = False
+    reserve: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    name: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    checks: Sequence[Check]
+    stages: Sequence[StageMemory]
+    machine: Machine
+
+    def fits(self, stage: StageMemory) -> bool | None:
+        """Whether the predicted peak leaves the reserve free; None where the device's memory is unknown."""
+        limit = self.machine.memory
+        return None if limit is None else stage.peak <= limit * (1 - self.machine.reserve)
+
+    @property
+    def passed(self) -> bool:
+        failed = any(check.outcome == "error" for check in self.checks)
+        return not failed and not any(self.fits(stage) is False for stage in self.stages)
+
+
+def this_machine(devices: int | None, gib: float | None, sharded: bool, reserve: float) -> Machine:
+    """The GPUs found here, where neither their number nor their memory is given."""
+    found = torch.cuda.device_count()
+    limit = int(gib * GIB) if gib else torch.cuda.get_device_properties(0).total_memory if found else None
+    return Machine(devices=devices or max(1, found), memory=limit, sharded=sharded, reserve=reserve)
+
+
+def examine(
+    settings: Settings,
+    machine: Machine,
+    *,
+    stages: Sequence[str] = STAGES,
+    model_config: str | None = None,
+    prompt_tokens: int | None = None,
+) -> Report:
+    """Check versions, device, output folder, model and data, and predict each stage's memory.
+
+    model_config: a folder with a config.json in place of model.path, which then need not be there.
+    """
+    source = model_config or settings.model.start or settings.model.path
+    steps: list[tuple[str, Callable[[], tuple[Outcome, str]]]] = [
+        ("versions", _versions),
+        ("device", lambda: _device(settings, machine)),
+        ("output_dir", lambda: _output(settings)),
+        ("model", lambda: _model(source, settings)),
+        ("data", lambda: _data(settings)),
+    ]
+    checks = [_checked(name, look) for name, look in steps]
+    found: list[StageMemory] = []
+    if next(check for check in checks if check.name == "model").outcome != "error":
+        for stage in stages:
+            result = _checked(stage, lambda stage=stage: found.append(_predict(settings, stage, source, machine, prompt_tokens)))  # type: ignore[misc]  # noqa: E501
+            checks += [result] if result.outcome == "error" else []
+    return Report(checks=checks, stages=found, machine=machine)
+
+
+def _predict(settings: Settings, stage: str, source: str, machine: Machine, prompt_tokens: int | None) -> StageMemory:
+    at = memory.lengths(settings, prompt_tokens)
+    if stage == "policy":
+        return memory.policy(settings, source, at, machine.devices, machine.sharded)
+    return memory.supervised(settings, stage, source, at)
+
+
+def _checked(name: str, look: Callable[[], Any]) -> Check:
+    """What a look finds; a user's error becomes its outcome."""
+    try:
+        found: tuple[Outcome, str] = look() or ("ok", "")
+        outcome, detail = found
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        outcome, detail = "error", str(error).strip()
+    return Check(name=name, outcome=outcome, detail=detail)
+
+
+def _versions() -> tuple[Outcome, str]:
+    wrong = []
+    for text in requires("safe-rlhf-v") or []:
+        need = Requirement(text)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            have = version(need.name)
+        except PackageNotFoundError:
+            have = "missing"
+        if have == "missing" or not need.specifier.contains(have, prereleases=True):
+            wrong.append(f"{need.name} {have}, wanted {need.specifier}")
+    main = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "peft"))
+    return ("error", "; ".join(wrong)) if wrong else ("ok", main)
+
+
+def _device(settings: Settings, machine: Machine) -> tuple[Outcome, str]:
+    found = torch.cuda.device_count()
+    what = f"{found} x {torch.cuda.get_device_name(0)}" if found else "no GPU here"
+    if settings.model.quantization and not installed("bitsandbytes"):
+        return "error", f"{what}; model.quantization needs bitsandbytes: pip install bitsandbytes"
+    if found and settings.model.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+        return "error", f"{what} has no bfloat16: use model.dtype: float16"
+    if machine.memory is None:
+        return "warning", f"{what}; give --memory GIB to plan for one"
+    return "ok", f"{what}; planned for {machine.devices} x {machine.memory / GIB:.0f} GiB"
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _output(settings: Settings) -> tuple[Outcome, str]:
+    folder = Path(settings.output_dir)
+    require_writable(folder)
+    return "ok", f"{folder}: {shutil.disk_usage(folder).free / GIB:.0f} GiB free"
+
+
+def _model(source: str, settings: Settings) -> tuple[Outcome, str]:
+    if not source:
+        raise ModelError("model.path is not set: give a folder or hub id, or --model-config FOLDER")
+    model = meta_model(source, settings.model.dtype)
+    kind = model.config.model_type
+    if kind in UNJOINABLE:
+        return "error", f"model type {kind} is not supported: {UNJOINABLE[kind]}"
+    detail = f"{kind}, {sum(p.numel() for p in model.parameters()) / 1e9:.3g} billion parameters"
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return "warning", f"{detail}; {folder} holds a config and no weights"
+    return "ok", detail
+
+
+def _data(settings: Settings) -> tuple[Outcome, str]:
+    data = settings.data
+    if not data.path:
+        return "error", "data.path is not set: give a folder, file or hub id with preference data"
+    if not Path(data.path).exists():
+        return "warning", f"{data.path}: not a folder or file here, so taken for a hub id and not looked at"
+    counts = []
+    for split in (data.train_split, data.evaluation_split):
+        found = load_comparisons(data.path, split, categories=data.categories, keep=data.keep, check_images="header")
+        counts.append(f"{split} {len(found)} pairs")
+    return "ok", ", ".join(counts)
+
+
+def print_report(report: Report) -> None:
+    colours = {"ok": "green", "warning": "yellow", "error": "bold red"}
+    table = Table(title="checks", title_justify="left", title_style="bold", show_header=False)
+    for check in report.checks:
+        colour = colours[check.outcome]
+        table.add_row(check.name, f"[{colour}]{check.outcome}[/]", escape(check.detail))
+    console.print(table)
+    table = Table(title="predicted peak memory of a device, GiB", title_justify="left", title_style="bold")
+    for column in ("stage", "what", "GiB", ""):
+        table.add_column(column, justify="right" if column == "GiB" else "left")
+    for stage in report.stages:
+        for name, size in stage.held.items():
+            table.add_row(stage.stage, name, f"{size / GIB:.2f}", "all the time")
+        for name, size in stage.passing.items():
+            table.add_row(stage.stage, name, f"{size / GIB:.2f}", "one of these at a time")
+        verdict = {True: "[green]fits[/]", False: "[bold red]does not fit[/]", None: ""}[report.fits(stage)]
+        table.add_row(f"[bold]{stage.stage}[/]", "[bold]peak[/]", f"[bold]{stage.peak / GIB:.2f}[/]", verdict)
+        table.add_section()
+    console.print(table)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as plain values; sizes in bytes."""
+    stages = [
+        {"stage": s.stage, "held": dict(s.held), "passing": dict(s.passing), "peak": s.peak, "fits": report.fits(s)}
+        for s in report.stages
+    ]
+    checks = [{"name": c.name, "outcome": c.outcome, "detail": c.detail} for c in report.checks]
+    plan = {"devices": report.machine.devices, "memory": report.machine.memory, "sharded": report.machine.sharded}
+    return {"passed": report.passed, "machine": plan, "checks": checks, "stages": stages}

@@ -1,0 +1,176 @@
+"""FSDP2: full models cut over the ranks of a run, as `accelerate launch` with configs/accelerate/fsdp2.yaml asks.
+
+Only the language model is cut. The vision tower and its projector are frozen and stay whole on every rank, so nothing
+that depends on whether a row has a picture is a collective call: ranks with and without pictures never wait for
+one another. Generation gathers the whole policy first, so ranks may draw responses of different lengths.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.models.backbone import output_head, outside_language
+from safe_rlhf_v.models.processes import process_state
+from safe_rlhf_v.models.source import ModelError
+
+
+class Role(nn.Module):
+    """A backbone, perhaps with a head, and one forward for whatever is asked of them: the root that FSDP sees."""
+
+    def __init__(self, backbone: Any, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, question: Callable[..., Any], roles: Any, *args: Any) -> Any:
+        return question(roles, self.backbone, self.head, *args)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """mesh: (ranks,), or (replicas, ranks of one) to cut within a node and copy between nodes.
+
+    param_dtype: type that weights are gathered and computed in (None: as they are); the shards and their optimizer
+    keep theirs. Layers are freed after a forward and gathered again for the backward.
+    """
+
+    mesh: DeviceMesh
+    param_dtype: torch.dtype | None = None
+
+    def shard(self, module: nn.Module, backbone: Any, heads: nn.Module | None = None) -> None:
+        """Cut `module`, the root whose forward runs `backbone`, in place: a group a decoder layer, one for the rest.
+
+        heads are cut too, in a group of their own that computes in float32. Make optimizers after this.
+        Raises ModelError for a language model without `layers`, ValueError where what is outside it takes gradients.
+        """
+        layers = getattr(backbone.get_decoder(), "layers", None)
+        if layers is None:
+            raise ModelError(f"{type(backbone).__name__}: its language model has no `layers` to cut; use DDP")
+        whole = set(outside_language(backbone))
+        if any(p.requires_grad for p in whole):
+            raise ValueError("FSDP2 needs a frozen vision tower: freeze_vision: true, or train under DDP")
+        output_head(backbone)  # found by two forwards of the whole model, and remembered
+        self._place(backbone, whole)
+        options: dict[str, Any] = {"mesh": self.mesh, "reshard_after_forward": True}
+        if heads is not None:
+            fully_shard(heads, **options)
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=self.param_dtype)
+        for layer in layers:
+            fully_shard(layer, **options)
+        fully_shard(module, ignored_params=whole, **options)
+
+    def _place(self, backbone: Any, whole: set[nn.Parameter]) -> None:
+        """Move what is not cut, and every buffer, to the device; `fully_shard` moves the rest, group by group."""
+        device = self.mesh.device_type
+        for parameter in whole:
+            parameter.data = parameter.data.to(device, self.param_dtype)
+        for module in backbone.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+
+
+def launched_sharded() -> bool:
+    """Whether `accelerate launch` asks for FSDP or DeepSpeed."""
+    asked = (os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
+    return any(asked)
+
+
+def sharding_of_launch() -> Sharding | None:
+    """What `accelerate launch` asked for by its configuration: FSDP2, or nothing. Raises SettingsError for what is not
+    supported: FSDP1, parameters off-loaded to the CPU, DeepSpeed.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise SettingsError("separate models are cut by FSDP2, not DeepSpeed: use configs/accelerate/fsdp2.yaml")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    plugin = FullyShardedDataParallelPlugin()  # takes its settings from the environment
+    if plugin.fsdp_version != 2 or os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+        raise SettingsError("only FSDP2 without CPU off-loading is supported: use configs/accelerate/fsdp2.yaml")
+    if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":
+        raise SettingsError("every rank loads its own part: set fsdp_cpu_ram_efficient_loading: false")
+    dtypes = {"bf16": torch.bfloat16, "no": None}
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in dtypes:
+        raise SettingsError(f"mixed_precision: {precision} is not supported under FSDP2: use bf16 or no")
+    return Sharding(mesh=_mesh(), param_dtype=dtypes[precision])
+
+
+def _mesh() -> DeviceMesh:
+    state = process_state()
+    replicas = int(os.environ.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1"))
+    if state.num_processes % replicas:
+        raise SettingsError(f"dp_replicate_size {replicas} does not divide {state.num_processes} processes")
+    if replicas == 1:
+        return init_device_mesh(state.device.type, (state.num_processes,), mesh_dim_names=("shard",))
+    shape = (replicas, state.num_processes // replicas)
+    return init_device_mesh(state.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+@contextmanager
+def gathered(backbone: Any) -> Iterator[None]:
+    """Inside, every layer is whole and no forward talks to another rank: for many forwards in a row, as generation.
+
+    Every rank enters, from within the forward of the root, which is whole by then. Nothing where nothing is cut.
+    """
+    groups = [m for m in backbone.modules() if isinstance(m, FSDPModule)]
+    for group in groups:
+        group.set_reshard_after_forward(False, recurse=False)
+        group.unshard()
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.set_reshard_after_forward(True, recurse=False)
+            group.reshard()
+
+
+def is_cut(model: nn.Module) -> bool:
+    """Whether a forward of the model is a collective call."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    return isinstance(parameter, DTensor)
+
+
+def whole_tree(tree: Any, keep: bool = True) -> Any:
+    """`tree` (mappings, lists, tensors) with every shard made whole, on the CPU; every rank must call it.
+
+    One tensor is whole at a time on the device. keep: False on ranks that only take part, which get None for it.
+    """
+    if isinstance(tree, DTensor):
+        shard: Any = tree.detach()
+        whole = shard.full_tensor()
+        return whole.cpu() if keep else None
+    if isinstance(tree, Mapping):
+        return {key: whole_tree(value, keep) for key, value in tree.items()}
+    return [whole_tree(value, keep) for value in tree] if isinstance(tree, list) else tree
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a tensor that every rank holds whole, cut like `like`; the tensor itself where that is."""
+    if not isinstance(like, DTensor):
+        return whole
+    placed = whole.to(like.device, like.dtype)
+    return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def optimizer_part(state: Mapping[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:
+    """A whole optimizer state_dict, cut like the parameters it belongs to."""
+
+    def cut(value: Any, like: Tensor) -> Any:
+        return part_of(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
+
+    parts = {i: {k: cut(v, parameters[i]) for k, v in entry.items()} for i, entry in state["state"].items()}
+    return {**state, "state": parts}

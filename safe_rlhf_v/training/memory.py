@@ -1,0 +1,173 @@
+"""Predicted peak memory of each stage of a run on one device, from the settings and the model's config alone.
+
+What stands all the time (weights by role, optimizer states) plus the largest of what comes and goes (generation,
+scoring, the update). Lengths are the longest that the settings let through, so a run stays below. Not in it: the
+pixels of a rollout, what the vision tower needs for a moment, and what the device takes for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_v.config import PolicySection, Settings, SettingsError, TrainSection
+from safe_rlhf_v.models.backbone import LoraSettings
+from safe_rlhf_v.models.footprint import Sizes, Step, sizes, step_peak
+
+FLOAT = 4  # bytes of float32: adapters, their gradients, AdamW's two moments
+PAIRS = ("reward", "cost", "direct")  # a row of the data is two rows of a forward
+SUPERVISED = ("sft", "reward", "cost", "guard", "direct")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """Bytes of a stage. held: by role, all the time; passing: by phase, one at a time."""
+
+    stage: str
+    held: Mapping[str, int]
+    passing: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        return sum(self.held.values()) + max(self.passing.values(), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """prompt: tokens of the longest prompt, image tokens included; response: of the longest in the data."""
+
+    prompt: int
+    response: int
+
+
+def lengths(settings: Settings, prompt: int | None = None) -> Lengths:
+    """The limits of the settings. Raises SettingsError where there is none and none is given."""
+    model = settings.model
+    longest = prompt or model.max_prompt_length
+    if longest is None or model.max_response_length is None:
+        raise SettingsError(
+            "model.max_prompt_length or model.max_response_length is null, so the longest row is unknown: set them, or "
+            "give --prompt-tokens"
+        )
+    return Lengths(prompt=longest, response=model.max_response_length)
+
+
+def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) -> StageMemory:
+    """A supervised stage, under DDP: every device holds all of it."""
+    section: TrainSection = getattr(settings, stage)
+    model, lora = settings.model, _lora(settings) if section.use_lora else None
+    if not section.freeze_vision:
+        raise SettingsError(f"{stage}.freeze_vision: false is not predicted: the tower's own activations are unknown")
+    size = sizes(path, model.dtype, model.quantization, lora)
+    rows = section.per_device_train_batch_size * (2 if stage in PAIRS else 1)
+    checkpointing = section.gradient_checkpointing in (True, "language")
+    step = Step(
+        rows=rows, length=at.prompt + at.response, response=at.response, lora=lora, autocast=section.bf16,
+        loss="logps" if stage in ("sft", "direct") else "score", checkpointing=checkpointing,
+    )  # fmt: skip
+    number = size.adapter if lora else size.trainable
+    if stage in ("reward", "cost", "guard") and not lora:
+        number -= 0 if size.tied else size.width * size.vocabulary  # its output layer is frozen
+    each = FLOAT if lora else _itemsize(model.dtype)
+    held = {"backbone": size.weights, "adapter": size.adapter * FLOAT if lora else 0}
+    held |= {"optimizer": _moments(section.optim, number, each)}
+    return StageMemory(stage=stage, held=_some(held), passing={"step": step_peak(path, model.dtype, step)})
+
+
+def policy(settings: Settings, path: str | Path, at: Lengths, devices: int = 1, sharded: bool = False) -> StageMemory:
+    """The policy stage. sharded: FSDP2 over `devices`, for policy.roles: separate; else every device holds all."""
+    section = settings.policy
+    critics = section.algorithm not in ("group_lag", "rloo_lag")
+    trained = ["policy", *(["reward_critic", "cost_critic"] if critics else [])]
+    if section.roles == "separate":
+        return _separate(settings, path, at, trained, devices if sharded else 1)
+    lora = _lora(settings)
+    size = sizes(path, settings.model.dtype, settings.model.quantization, lora)
+    held = {"backbone and reference": size.weights}
+    held |= {f"{role} adapter": size.adapter * FLOAT for role in [*trained, "reward", "cost"]}
+    held |= {f"{role} optimizer": _moments(section.optim, size.adapter, FLOAT) for role in trained}
+    step: dict[str, Any] = dict(lora=lora, checkpointing=section.gradient_checkpointing, autocast=section.bf16)
+    temporary = 2 * size.adapter * FLOAT  # gradients, and AdamW's square roots
+    passing = _online(section, path, settings.model.dtype, size, at, step) | {"optimizer step": temporary}
+    return StageMemory(stage="policy", held=held, passing=passing)
+
+
+def _separate(settings: Settings, path: str | Path, at: Lengths, trained: list[str], devices: int) -> StageMemory:
+    model, section, cut = settings.model, settings.policy, devices > 1
+    size, computed = sizes(path, model.dtype), sizes(path, "bfloat16" if cut else model.dtype)
+    part = ceil(size.language / devices)
+    held = {"vision tower, shared": computed.vision if cut else size.vision}
+    held |= dict.fromkeys(["policy", "reference", "reward", "cost", *trained[1:]], part)
+    moments = _moments(section.optim, part // _itemsize(model.dtype), _itemsize(model.dtype))
+    held |= {f"{role} optimizer": moments for role in trained}
+    dtype = "bfloat16" if cut else model.dtype
+    step: dict[str, Any] = dict(checkpointing=section.gradient_checkpointing, keep_grads=not cut)
+    step["autocast"] = section.bf16 and not cut
+    passing = _online(section, path, dtype, computed, at, step)
+    if cut:  # whole for a moment: this layer and the next, embedding and output layer, and their gradients
+        whole = 2 * computed.largest_layer + computed.outside_layers
+        passing = {name: n + (whole if name == "update" else computed.language) for name, n in passing.items()}
+        passing["update"] += part + computed.largest_layer + computed.outside_layers
+    return StageMemory(stage="policy", held=held, passing=passing | {"optimizer step": 2 * part})
+
+
+def _online(
+    section: PolicySection, path: str | Path, dtype: str, size: Sizes, at: Lengths, step: dict[str, Any]
+) -> dict[str, int]:
+    """What comes and goes in a rollout and its update."""
+    rows = section.per_device_train_batch_size * section.num_generations
+    total, said = at.prompt + section.max_new_tokens, section.max_new_tokens
+    shown = max(said, at.response if section.ptx_coeff else 0)
+
+    def micro(all_: int, length: int) -> int:
+        budget = section.per_device_micro_batch_tokens
+        fit = max(1, budget // length) if budget else all_
+        return min(all_, section.per_device_micro_batch_size or all_, fit)
+
+    # of the three networks the policy takes most: it alone has logits
+    longest = at.prompt + shown
+    update = Step(
+        rows=micro(section.mini_batch_size, longest), length=longest, response=shown, loss="logps", **step
+    )
+    look = Step(rows=micro(rows, total), length=total, response=said, loss="logps", grad=False)
+    prefill = Step(rows=rows, length=at.prompt, response=1, loss="score", grad=False)
+    cache = size.cache_a_token * rows * total
+    features = size.width * at.prompt * _itemsize(dtype) * section.per_device_train_batch_size
+    scores = 4 * FLOAT * rows * size.vocabulary  # float32 logits, with what sampling makes of them
+    found = {
+        "generation": cache + max(step_peak(path, dtype, prefill), scores + cache // 8),
+        "scoring": step_peak(path, dtype, look),
+        "update": step_peak(path, dtype, update),
+    }
+    return {name: bytes_ + features for name, bytes_ in found.items()}
+
+
+def _moments(optimizer: str, number: int, each: int) -> int:
+    """AdamW's two moments, of the weights' type; gradients come with the step. Raises for optimizers not known.
+
+    Paged ones may move to the host; here they count as if they stayed.
+    """
+    if optimizer in ("adamw_torch", "adamw_torch_fused"):
+        return 2 * number * each
+    if optimizer == "paged_adamw_32bit":
+        return 2 * number * FLOAT
+    if optimizer in ("adamw_bnb_8bit", "paged_adamw_8bit", "adamw_8bit"):
+        return 2 * number
+    raise SettingsError(f"optim {optimizer!r} is not predicted: use adamw_torch_fused, adamw_torch or adamw_bnb_8bit")
+
+
+def _lora(settings: Settings) -> LoraSettings:
+    lora = settings.model.lora
+    return LoraSettings(r=lora.r, alpha=lora.alpha)
+
+
+def _itemsize(dtype: str) -> int:
+    return {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
+
+
+def _some(held: Mapping[str, int]) -> dict[str, int]:
+    return {name: number for name, number in held.items() if number}
+

@@ -1,0 +1,221 @@
+"""Two processes, DDP or FSDP2, do what one does: on CPUs, over gloo."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from safetensors.torch import load_file
+
+from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.models import sharding
+from safe_rlhf_v.models.backbone import load_backbone
+from safe_rlhf_v.training import checkpoint, traffic
+from safe_rlhf_v.training.runtime import ShuffledIndices, read_metrics
+
+CONTEXT = multiprocessing.get_context("forkserver")
+kinds = pytest.mark.parametrize("kind", ranks.KINDS)
+Run = Callable[..., list[int]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> None:
+    """A process that has imported everything once; each run is a fork of it. It takes its path from the environment."""
+    CONTEXT.set_forkserver_preload(["ranks"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path or os.getcwd() for path in sys.path))
+        forkserver.ensure_running()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    ranks.make_models(folder)
+    return folder
+
+
+def launch(
+    models: Path, folder: Path, number: int, kind: str = "ddp", target: Any = ranks.run_rank, **changes: Any
+) -> list[int]:
+    """A run on so many processes; their exit codes. A run that hangs is killed and fails the test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [(rank, number, port, kind, str(models), str(folder)) for rank in range(number)]
+    processes = [CONTEXT.Process(target=target, args=args, kwargs=changes) for args in arguments]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + 300
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging, f"{len(hanging)} of {number} processes hang"
+    return [process.exitcode or 0 for process in processes]
+
+
+@pytest.fixture(scope="module")
+def alone(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    assert launch(models, folder, 1) == [0]
+    return folder
+
+
+@pytest.fixture(scope="module", params=[*ranks.KINDS, *ranks.COPIED])
+def together(request: Any, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    assert launch(models, folder, 2, request.param) == [0, 0]
+    return folder
+
+
+def close(one: Any, other: Any, path: str = "") -> None:
+    """Nested states equal up to the order of sums."""
+    if isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6, msg=lambda text: f"{path}: {text}")
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            close(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            close(a, b, f"{path}[{i}]")
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5), path
+    else:
+        assert one == other, path
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_metrics_multiplier_and_gradients_are_those_of_one_process(alone: Path, together: Path) -> None:
+    """Norms of the gradients of all three networks, losses, costs and the multiplier of every step are in the rows."""
+    rows = metrics_of(alone)
+    assert len(rows) == 3 and len({row["multiplier"] for row in rows}) == 3
+    assert all(row[f"{name}_grad_norm"] > 0 for row in rows for name in ("policy", "reward_value", "cost_value"))
+    close(metrics_of(together), rows)
+
+
+def test_weights_are_those_of_one_process(alone: Path, together: Path, models: Path) -> None:
+    one, two = (torch.load(folder / "weights.pt") for folder in (alone, together))
+    close(two, one)
+    before = load_backbone(models / "base").state_dict()["lm_head.weight"]
+    assert (one["policy.lm_head.weight"] - before).abs().max() > 1e-4  # it moved
+
+
+def test_checkpoints_are_those_of_one_process(alone: Path, together: Path) -> None:
+    """So how many processes wrote a checkpoint, and whether the models were cut, does not show in it."""
+    one, two = (checkpoint.read(checkpoint.checkpoint_path(folder, 2)) for folder in (alone, together))
+    close(dict(two.trainable), dict(one.trainable))
+    assert two.optimizers.keys() == one.optimizers.keys() == {"policy", "reward_value", "cost_value"}
+    for name in one.optimizers:
+        mine, theirs = (x.optimizers[name]["optimizer"]["state"] for x in (one, two))
+        close({i: theirs[i] for i in mine}, mine)
+    settings = [x.state.pop("settings") for x in (one, two)]
+    assert [len(x.state.pop("halved")) for x in (one, two)] == [1, 2]  # of each process
+    assert settings[0]["rows"] == settings[1]["rows"]
+    close(two.state, one.state)
+
+
+def test_the_saved_policy_loads_and_is_what_was_trained(together: Path) -> None:
+    saved = load_backbone(together / "policy").state_dict()
+    weights = torch.load(together / "weights.pt")
+    assert torch.equal(saved["lm_head.weight"], weights["policy.lm_head.weight"])
+
+
+def test_the_traffic_model_counts_what_sharded_ranks_send(together: Path, models: Path) -> None:
+    sent = json.loads((together / "sent-0.json").read_text())
+    if not sent["reduce_scatter"]:  # DDP, or a copy on each: no weights move
+        assert sent["all_gather"] < 1000
+        return
+    model = load_backbone(models / "base")
+    language = sum(p.numel() for p in model.model.language_model.parameters())
+    output = model.lm_head.weight.numel()
+    work = traffic.Work(updates=1, steps=1, imitations=1)
+    expected = traffic.fsdp2(work, 4 * (language + output), 4 * language)
+    # three steps; beside the model are heads, and padding of tensors that two ranks cannot halve
+    assert sent["all_gather"] == pytest.approx(3 * expected.all_gather, rel=0.01)
+    scattered = 3 * (expected.reduce_scatter + 2 * 4 * output)  # policy and demonstrations reach the output layer
+    assert sent["reduce_scatter"] == pytest.approx(scattered, rel=0.01)
+
+
+@kinds
+def test_two_processes_write_what_one_resumes(alone: Path, models: Path, tmp_path: Path, kind: str) -> None:
+    assert launch(models, tmp_path, 2, kind, max_steps=2) == [0, 0]
+    assert launch(models, tmp_path, 1, max_steps=3) == [0]
+    close(metrics_of(tmp_path), metrics_of(alone))
+    close(torch.load(tmp_path / "weights.pt"), torch.load(alone / "weights.pt"))
+
+
+def test_one_process_writes_what_two_sharded_ones_resume(alone: Path, models: Path, tmp_path: Path) -> None:
+    assert launch(models, tmp_path, 1, max_steps=2) == [0]
+    assert launch(models, tmp_path, 2, "fsdp2") == [0, 0]
+    close(metrics_of(tmp_path), metrics_of(alone))
+
+
+@kinds
+def test_ranks_with_and_without_pictures_and_of_unequal_length_do_not_wait_for_each_other(
+    models: Path, tmp_path: Path, kind: str
+) -> None:
+    drawn = ShuffledIndices(len(ranks.PROMPTS), 0)
+    shares = [[bool(ranks.PROMPTS[i].images) for i in drawn.take(2)] for _ in range(6)]
+    assert [True, True] in shares and [False, False] in shares  # a rank without pictures beside one with them
+    assert launch(models, tmp_path, 2, kind, greedy=False, max_new_tokens=12) == [0, 0]
+
+
+@kinds
+def test_a_killed_rank_is_an_error_of_the_others_and_not_a_hang(models: Path, tmp_path: Path, kind: str) -> None:
+    codes = launch(models, tmp_path, 2, kind, die_at=2)
+    assert codes[1] == -signal.SIGKILL and codes[0] == 1
+    assert checkpoint.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    state = json.loads((tmp_path / "checkpoint-1" / checkpoint.STATE).read_text())
+    assert state["step"] == 1
+    assert launch(models, tmp_path, 2, kind, max_steps=2) == [0, 0]  # and the run goes on
+
+
+def test_the_reward_model_of_two_processes_is_that_of_one(models: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        assert launch(models, tmp_path / str(number), number, target=ranks.train_reward_model) == [0] * number
+    one, two = (load_file(tmp_path / number / "adapter_model.safetensors") for number in "12")
+    assert one["base_model.model.model.language_model.layers.0.mlp.up_proj.lora_B.weight"].abs().max() > 0
+    close(two, one)
+    measured = [json.loads((tmp_path / number / "metrics.json").read_text())["evaluation"] for number in "12"]
+    close(measured[1], measured[0])
+
+
+def test_supervised_stages_refuse_to_be_cut(models: Path, tmp_path: Path) -> None:
+    assert launch(models, tmp_path, 2, "fsdp2", target=ranks.train_reward_model) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "not DeepSpeed"),
+        (ranks.SHARDED | {"FSDP_VERSION": "1"}, "only FSDP2"),
+        (ranks.SHARDED | {"FSDP_OFFLOAD_PARAMS": "true"}, "without CPU off-loading"),
+        (ranks.SHARDED | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading: false"),
+        (ranks.SHARDED | {"ACCELERATE_MIXED_PRECISION": "fp16"}, "use bf16 or no"),
+    ],
+)
+def test_launches_that_are_not_supported_are_named(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=message):
+        sharding.sharding_of_launch()

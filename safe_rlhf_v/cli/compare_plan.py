@@ -183,6 +183,8 @@ def _plan(
     if bound is not None and method.bound:
         at = reference_cost - bound if method.bound_is == "cost" else bound
         overrides.append(f"{method.bound}={at:.4f}")
+        if method.bound == "policy.threshold":
+            overrides.append("policy.threshold_quantile=null")  # it goes with a threshold of auto alone
     try:
         settings = load_settings(base_yaml, [*overrides, *_budget(compare, method, base_yaml, overrides)])
     except SettingsError as error:

@@ -72,9 +72,10 @@ def readable_once(model: Any, inputs: Inputs, placeholders: Sequence[int], slidi
 
 def distinct(inputs: Inputs) -> tuple[list[int], list[int]]:
     """The first row of each distinct prompt, and for every row the index of its prompt among those."""
-    pictures = inputs.picture_keys or tuple(id(entries) for entries in inputs.vision)
+    pictures: Sequence[str | int] = inputs.picture_keys or [id(entries) for entries in inputs.vision]
     found: dict[Any, int] = {}
-    first, prompt_of = [], []
+    first: list[int] = []
+    prompt_of: list[int] = []
     for row, (ids, mask, picture) in enumerate(
         zip(inputs.input_ids.tolist(), inputs.attention_mask.tolist(), pictures, strict=True)
     ):

@@ -74,6 +74,7 @@ def test_runs_share_the_base_and_differ_in_what_they_name(tmp_path: Path) -> Non
     first, second = runs[0].settings, runs[1].settings
     assert (first.policy.threshold, runs[0].bound) == (-3.0, 4.0)  # 4 below the start model's 1
     assert (second.policy.algorithm, second.policy.dual.kind, runs[1].bound) == ("repo", "additive", None)
+    assert first.policy.threshold_quantile is None  # the demo's goes with its threshold, auto
     assert first.policy.max_steps == second.policy.max_steps == 10  # 640 responses at 64 prompts a rollout
     assert {run.settings.model.start for run in runs} == {"s"}
     assert {run.settings.policy.reward_model for run in runs} == {"r"}
@@ -226,7 +227,7 @@ def test_from_settings_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         | {"per_device_train_batch_size": 2, "max_new_tokens": 4, "guidance_rollouts": 0},
         "generation": {"max_new_tokens": 4},
     }
-    methods = {"lag": BOUNDED, "repo": {"set": {"model.max_prompt_length": 1}}}
+    methods = {"lag": BOUNDED, "repo": {"set": {"model.max_prompt_length": 1, "policy.algorithm": "repo"}}}
     methods["after"] = {"set": {"policy.reward_model": "{repo}"}}
     whole = tree(tmp_path) | {"base": base, "methods": methods, "seeds": [0], "budget": 4, "bound": 1, "claims": []}
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(whole))

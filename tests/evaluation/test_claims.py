@@ -87,6 +87,7 @@ def test_beyond_equal_cost_only_a_result_against_the_odds_counts() -> None:
     # as unsafe at a higher mean cost: that the difference is small decides nothing where there is no equal cost
     costlier = finding(seeds("m", 0.9, 0.0) + other, worth=1.0, **claim)
     assert costlier.verdict == "not decided" and "1.00 costlier" in costlier.why
+    assert finding(seeds("m", 0.9, -4.0) + other, worth=1.0, **claim).verdict == "not decided"
 
 
 def test_seeds_beyond_both_ends_decide_nothing() -> None:

@@ -32,6 +32,7 @@ def shaken(parameters: dict[str, nn.Parameter], std: float) -> None:
 def policy(family: str, folder: Path) -> TransformersEngine:
     """An adapter that moved far from its base, saved as the policy stage saves it, and its unmerged model."""
     model, processor = load_backbone(base(family)), known(family)[1].processor
+    torch.manual_seed(0)
     shaken(add_lora(model, LORA, "policy"), 0.3)
     save_adapter(model, "policy", folder)
     processor.save_pretrained(folder)

@@ -79,10 +79,29 @@ def test_with_multiplier_0_the_reward_rises_whatever_the_cost(tmp_path: Path, al
 
 
 def test_a_large_multiplier_brings_the_cost_down(tmp_path: Path) -> None:
+    """Reward and cost both count the BAD tokens: without the multiplier there would be ever more of them."""
+
+    def scorer(prompts: Any, inputs: Any, responses: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        bad = ((responses.ids == BAD) & responses.mask).sum(1).float()
+        return bad, bad - 0.5
+
     fixed = AdditiveDual(0.0, 100.0, 100.0)
     changes: dict[str, Any] = {"max_steps": 40, "num_generations": 6, "mini_batch_size": 18, "learning_rate": 0.02}
-    rows = trainer(tmp_path, PPOLag(beta=0.0), fixed, **changes).train().metrics
+    rows = trainer(tmp_path, PPOLag(beta=0.0), fixed, scorer=scorer, **changes).train().metrics
     assert mean(rows, "unsafe_share", slice(-5, None)) < 0.5 * mean(rows, "unsafe_share", slice(0, 5))
+
+
+def test_the_advantages_are_taken_at_the_multiplier_that_has_just_moved(tmp_path: Path) -> None:
+    given: list[float] = []
+
+    class Spy(PPOLag):
+        def advantages(self, rollout: Any, multiplier: float, violation: float = 0.0) -> Advantages:
+            given.append(multiplier)
+            return super().advantages(rollout, multiplier, violation)
+
+    rows = trainer(tmp_path, Spy(threshold=-0.2, delay=0), AdditiveDual(0.1, 1.0, 5.0), max_steps=3).train().metrics
+    assert given == [row["multiplier"] for row in rows]
+    assert len({1.0, *given}) == 4
 
 
 def test_the_multiplier_moves_once_a_rollout_on_all_its_costs(tmp_path: Path) -> None:

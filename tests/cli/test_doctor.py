@@ -20,7 +20,8 @@ from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.models.footprint import meta_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name not in ("compare.yaml", "own_data.yaml"))
+OTHERS = {"compare.yaml", "compare_all.yaml", "own_data.yaml"}
+RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name not in OTHERS)
 # what each recipe's header says it is for
 MEANT_FOR = {
     "beavertails_v_llava7b.yaml": ["--memory", "80"],

@@ -109,6 +109,7 @@ def _predict(settings: Settings, stage: str, source: str, machine: Machine, prom
 
 def _checked(name: str, look: Callable[[], Any]) -> Check:
     """What a look finds; a user's error becomes its outcome."""
+    outcome: Outcome
     try:
         outcome, detail = look() or ("ok", "")
     except Exception as error:

@@ -145,7 +145,7 @@ def whole_tree(tree: Any, keep: bool = True) -> Any:
     One tensor is whole at a time on the device. keep: False on ranks that only take part, which get None for it.
     """
     if isinstance(tree, DTensor):
-        whole = tree.detach().full_tensor()
+        whole: Tensor = tree.full_tensor().detach()
         return whole.cpu() if keep else None
     if isinstance(tree, Mapping):
         return {key: whole_tree(value, keep) for key, value in tree.items()}

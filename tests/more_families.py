@@ -56,6 +56,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from safe_rlhf_v.models import processing
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.quirks import NoVideos
 
@@ -190,12 +191,16 @@ def smolvlm() -> tuple[Any, Any]:
     return _model(SmolVLMForConditionalGeneration, config, tok, 0), processor
 
 
+PIXTRAL_PARENTS = ("transformers", "transformers.models.pixtral")
+
+
 def pixtral_processor() -> Any:
     """The class itself. Without torchvision transformers hides it, for a function of which there is a PIL twin."""
     pil = importlib.import_module("transformers.models.pixtral.image_processing_pil_pixtral")
     sys.modules.setdefault("transformers.models.pixtral.image_processing_pixtral", pil)
     found = importlib.import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
-    for module in (transformers, transformers.models.pixtral):
+    importing = {id(m): m for m in (transformers, processing.transformers, *map(sys.modules.get, PIXTRAL_PARENTS)) if m}
+    for module in importing.values():  # transformers' lazy modules are not always one object
         module.PixtralProcessor = found
     return found
 

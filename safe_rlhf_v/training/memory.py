@@ -65,7 +65,8 @@ def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) ->
     rows = section.per_device_train_batch_size * (2 if stage in PAIRS else 1)
     step = Step(
         rows=rows, length=at.prompt + at.response, response=at.response, lora=lora, autocast=section.bf16,
-        loss="logps" if stage in ("sft", "direct") else "score", checkpointing=section.gradient_checkpointing in (True, "language"),
+        loss="logps" if stage in ("sft", "direct") else "score",
+        checkpointing=section.gradient_checkpointing in (True, "language"),
     )  # fmt: skip
     number = size.adapter if lora else size.trainable
     if stage in ("reward", "cost", "guard") and not lora:

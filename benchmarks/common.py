@@ -92,8 +92,10 @@ def build(work: Work, device: torch.device, dtype: torch.dtype) -> tuple[Any, An
     """A model of random weights, frozen in eval mode, and its processor."""
     torch.manual_seed(0)
     if work.size == "tiny":
-        words = list(vocabulary()) + [f"word{i}" for i in range(max(0, work.vocabulary - len(vocabulary()) - 7))]
+        words = list(vocabulary())
         model, processor = tiny_llava(words, image_size=work.pixels)
+        if (more := work.vocabulary - len(processor.tokenizer)) > 0:
+            model, processor = tiny_llava([*words, *(f"word{i}" for i in range(more))], image_size=work.pixels)
         model.to(device=device, dtype=dtype)
     else:
         model, processor = _qwen_7b(work, device, dtype)

@@ -204,11 +204,24 @@ def measure(names: list[str], rounds: int, logs: Path) -> dict[str, list[dict[st
     return found
 
 
+def measure_here(names: list[str], work: Work, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The same in this process: it starts sooner, and memory cannot be told apart."""
+    folder = Path(tempfile.mkdtemp())
+    steps = {name: contender(name, work, device, dtype, folder / str(i)) for i, name in enumerate(names)}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            answer = {"seconds": step()}
+            found[name] += [answer] if turn else []
+    return found
+
+
 def main() -> None:
     arguments = parser(__doc__ or "", "runs/benchmarks/trainer.json")
     arguments.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     arguments.add_argument("--rounds", type=int, default=5, help="updates of each that count")
     arguments.add_argument("--new-tokens", type=int, help="tokens of a response")
+    arguments.add_argument("--one-process", action="store_true", help="measure time alone, all in this process")
     arguments.add_argument("--serve", choices=list(CONTENDERS), help="used by the script itself")
     options = arguments.parse_args()
     device, dtype = setting(options)
@@ -217,14 +230,17 @@ def main() -> None:
     if options.serve:
         return serve(options.serve, work, device, dtype)
     names = [n for n in options.contenders if options.size == "tiny" or not n.startswith("separate")]
-    logs = Path(tempfile.mkdtemp())
-    found, unit, rows = measure(names, options.rounds, logs), Clock(device).unit, []
+    if options.one_process:
+        found = measure_here(names, work, options.rounds, device, dtype)
+    else:
+        found = measure(names, options.rounds, Path(tempfile.mkdtemp()))
+    unit, rows = Clock(device).unit, []
     for name in names:
         seconds = statistics.median(answer["seconds"] for answer in found[name])
         first = statistics.median(answer["seconds"] for answer in found[names[0]])
-        peak = max(answer["bytes"] for answer in found[name]) / 2**20
+        peak = max(answer.get("bytes", 0) for answer in found[name]) / 2**20
         row = {"contender": name, f"{unit} an update": seconds, f"samples per {unit}": work.rows / seconds}
-        rows.append(row | {f"time / {names[0]}": seconds / first, "peak MiB": round(peak)})
+        rows.append(row | {f"time / {names[0]}": seconds / first, "peak MiB": round(peak) or "-"})
     show(f"{work.prompts} prompts x {work.samples} samples of {work.new_tokens} tokens", rows)
     write(options.out, {"machine": machine(device), "work": asdict(work), "rows": rows, "updates": found})
     return None

@@ -109,9 +109,9 @@ def _predict(settings: Settings, stage: str, source: str, machine: Machine, prom
 
 def _checked(name: str, look: Callable[[], Any]) -> Check:
     """What a look finds; a user's error becomes its outcome."""
-    outcome: Outcome
     try:
-        outcome, detail = look() or ("ok", "")
+        found: tuple[Outcome, str] = look() or ("ok", "")
+        outcome, detail = found
     except Exception as error:
         if not is_user_error(error):
             raise

@@ -135,6 +135,11 @@ def gathered(backbone: Any) -> Iterator[None]:
             group.reshard()
 
 
+def is_cut(model: nn.Module) -> bool:
+    """Whether a forward of the model is a collective call."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
 def is_sharded(parameter: Tensor) -> bool:
     return isinstance(parameter, DTensor)
 
@@ -145,7 +150,8 @@ def whole_tree(tree: Any, keep: bool = True) -> Any:
     One tensor is whole at a time on the device. keep: False on ranks that only take part, which get None for it.
     """
     if isinstance(tree, DTensor):
-        whole: Tensor = tree.full_tensor().detach()
+        shard: Any = tree.detach()
+        whole = shard.full_tensor()
         return whole.cpu() if keep else None
     if isinstance(tree, Mapping):
         return {key: whole_tree(value, keep) for key, value in tree.items()}

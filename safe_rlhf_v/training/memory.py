@@ -63,10 +63,10 @@ def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) ->
         raise SettingsError(f"{stage}.freeze_vision: false is not predicted: the tower's own activations are unknown")
     size = sizes(path, model.dtype, model.quantization, lora)
     rows = section.per_device_train_batch_size * (2 if stage in PAIRS else 1)
+    checkpointing = section.gradient_checkpointing in (True, "language")
     step = Step(
         rows=rows, length=at.prompt + at.response, response=at.response, lora=lora, autocast=section.bf16,
-        loss="logps" if stage in ("sft", "direct") else "score",
-        checkpointing=section.gradient_checkpointing in (True, "language"),
+        loss="logps" if stage in ("sft", "direct") else "score", checkpointing=checkpointing,
     )  # fmt: skip
     number = size.adapter if lora else size.trainable
     if stage in ("reward", "cost", "guard") and not lora:
@@ -89,7 +89,7 @@ def policy(settings: Settings, path: str | Path, at: Lengths, devices: int = 1, 
     held = {"backbone and reference": size.weights}
     held |= {f"{role} adapter": size.adapter * FLOAT for role in [*trained, "reward", "cost"]}
     held |= {f"{role} optimizer": _moments(section.optim, size.adapter, FLOAT) for role in trained}
-    step: dict[str, Any] = dict(lora=lora, checkpointing=bool(section.gradient_checkpointing), autocast=section.bf16)
+    step: dict[str, Any] = dict(lora=lora, checkpointing=section.gradient_checkpointing, autocast=section.bf16)
     temporary = 2 * size.adapter * FLOAT  # gradients, and AdamW's square roots
     passing = _online(section, path, settings.model.dtype, size, at, step) | {"optimizer step": temporary}
     return StageMemory(stage="policy", held=held, passing=passing)
@@ -104,7 +104,7 @@ def _separate(settings: Settings, path: str | Path, at: Lengths, trained: list[s
     moments = _moments(section.optim, part // _itemsize(model.dtype), _itemsize(model.dtype))
     held |= {f"{role} optimizer": moments for role in trained}
     dtype = "bfloat16" if cut else model.dtype
-    step: dict[str, Any] = dict(checkpointing=bool(section.gradient_checkpointing), keep_grads=not cut)
+    step: dict[str, Any] = dict(checkpointing=section.gradient_checkpointing, keep_grads=not cut)
     step["autocast"] = section.bf16 and not cut
     passing = _online(section, path, dtype, computed, at, step)
     if cut:  # whole for a moment: this layer and the next, embedding and output layer, and their gradients

@@ -81,7 +81,7 @@ def pair(n: int = 0, **changes: Any) -> Comparison:
     return Comparison(**fields | changes)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(st.lists(comparisons(), min_size=1, max_size=6))
 def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, pairs: list[Comparison]) -> None:
     folder = tmp_path_factory.mktemp("set")

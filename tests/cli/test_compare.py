@@ -39,6 +39,7 @@ from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.models.tiny import tiny_llava
 
 CONFIG = Path(__file__).parents[2] / "configs" / "compare.yaml"
+ALL_METHODS = CONFIG.with_name("compare_all.yaml")  # adds to it, in the same folder
 BOUNDED = {"bound": "policy.threshold", "bound_is": "cost"}
 
 
@@ -169,11 +170,13 @@ def test_own_settings_name_model_and_data(tmp_path: Path) -> None:
         base_settings(settings(tmp_path, settings=str(tmp_path / "own.yaml"), base={"data": {"path": ""}}))
 
 
-@pytest.mark.parametrize("quick", [False, True])
-def test_the_shipped_comparison_can_be_planned(tmp_path: Path, quick: bool) -> None:
-    compare = load_compare(CONFIG, [f"output_dir={tmp_path}"], quick=quick)
+@pytest.mark.parametrize(("config", "quick"), [(CONFIG, False), (CONFIG, True), (ALL_METHODS, False)])
+def test_the_shipped_comparisons_can_be_planned(tmp_path: Path, config: Path, quick: bool) -> None:
+    compare = load_compare(config, [f"output_dir={tmp_path}"], quick=quick)
     runs = plan(compare)
     assert len(compare.seeds) >= 3
+    shared = load_compare(CONFIG, [f"output_dir={tmp_path}"])
+    assert quick or all(compare.methods[name] == method for name, method in shared.methods.items())
     assert len({run.folder for run in runs}) == len(runs) > len(compare.methods)
 
 

@@ -192,7 +192,7 @@ def test_calibration_rows_are_whole_prompts_and_not_trained_on(base: Path, tmp_p
 
 
 def test_frozen_tower_encodes_each_picture_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import LlavaForConditionalGeneration as Llava
+    from transformers import LlavaModel as Llava
 
     calls, original = [], Llava.get_image_features
 

@@ -221,12 +221,13 @@ def main() -> None:
     arguments.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     arguments.add_argument("--rounds", type=int, default=5, help="updates of each that count")
     arguments.add_argument("--new-tokens", type=int, help="tokens of a response")
+    arguments.add_argument("--pixels", type=int, help="side of a picture; tiny makes (pixels / 16)^2 tokens of it")
     arguments.add_argument("--one-process", action="store_true", help="measure time alone, all in this process")
     arguments.add_argument("--serve", choices=list(CONTENDERS), help="used by the script itself")
     options = arguments.parse_args()
     device, dtype = setting(options)
     work = default_work(options.size)
-    work = replace(work, new_tokens=options.new_tokens or work.new_tokens)
+    work = replace(work, new_tokens=options.new_tokens or work.new_tokens, pixels=options.pixels or work.pixels)
     if options.serve:
         return serve(options.serve, work, device, dtype)
     names = [n for n in options.contenders if options.size == "tiny" or not n.startswith("separate")]

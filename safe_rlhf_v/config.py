@@ -6,7 +6,6 @@ Argument names are those of transformers and TRL. Defaults are the papers' where
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -14,6 +13,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from safe_rlhf_v.config_io import SettingsError, dump_yaml, load, walk
+from safe_rlhf_v.files import replace_text
 
 __all__ = ["Settings", "SettingsError", "load_settings", "walk"]
 
@@ -465,11 +465,7 @@ class Settings(Section):
 
         Whole or not at all.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".tmp")
-        partial.write_text(dump_yaml(self.model_dump(mode="json")))
-        os.replace(partial, path)
+        replace_text(path, dump_yaml(self.model_dump(mode="json")))
 
 
 def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:

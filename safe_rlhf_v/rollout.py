@@ -36,9 +36,10 @@ class Passes:
     draws: MicroBatches
 
     @classmethod
-    def bounded(cls, rows: int | None = None, tokens: int | None = None) -> Passes:
-        """looks of at most so many rows and tokens; all prompts are answered together while memory allows."""
-        return cls(looks=MicroBatches(rows=rows, tokens=tokens), draws=MicroBatches())
+    def bounded(cls, rows: int | None = None, tokens: int | None = None, fixed: bool = False) -> Passes:
+        """looks of at most so many rows and tokens; all prompts are answered together while memory allows, or, where
+        `fixed`, always."""
+        return cls(looks=MicroBatches(rows=rows, tokens=tokens, fixed=fixed), draws=MicroBatches(fixed=fixed))
 
     @property
     def halved(self) -> tuple[int | None, int | None]:

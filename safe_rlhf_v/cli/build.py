@@ -173,6 +173,7 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
     """All six roles, on one backbone or on separate models."""
     from safe_rlhf_v.models.roles import AdapterRoles, SeparateRoles
     from safe_rlhf_v.models.sharding import launched_sharded, sharding_of_launch
+    from safe_rlhf_v.training.supervised import lora_settings
 
     model, policy = settings.model, settings.policy
     shared: dict[str, Any] = dict(
@@ -195,7 +196,8 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
             "policy.roles = 'adapters' trains under DDP (configs/accelerate/ddp.yaml): only adapters take gradients, "
             "so there is little to cut. FSDP2 needs policy.roles: separate"
         )
-    adapters: dict[str, Any] = dict(lora=policy_lora(settings), quantization=model.quantization)
+    # without dropout, under which old and new log-probabilities would differ by chance
+    adapters: dict[str, Any] = dict(lora=lora_settings(settings, dropout=0.0), quantization=model.quantization)
     return AdapterRoles.from_pretrained(start, reward, cost, **adapters, **shared)
 
 
@@ -222,13 +224,6 @@ def engine(settings: Settings, start: str, roles: Roles, folder: Path) -> Engine
     eos_ids = TransformersEngine(roles.backbone, roles.encoder).eos_ids
     own = folder / f"vllm-{process_state().process_index}"
     return VLLMEngine(client, roles.encoder, roles.save_policy_adapter, own, eos_ids)
-
-
-def policy_lora(settings: Settings) -> Any:
-    """model.lora without dropout, under which old and new log-probabilities would differ by chance."""
-    from safe_rlhf_v.models.backbone import LoraSettings
-
-    return LoraSettings(r=settings.model.lora.r, alpha=settings.model.lora.alpha, dropout=0.0)
 
 
 def benign_prompts(settings: Settings, split: Split) -> list[Prompt]:

@@ -89,17 +89,23 @@ class CompareSettings(Section):
 def load_compare(path: Path | None, overrides: Sequence[str] = (), *, quick: bool = False) -> CompareSettings:
     """A comparison's settings; with quick, what stands under `quick` comes on top, then the overrides.
 
-    A method that `quick.methods` leaves out is left out with its sweeps and claims; one it names keeps its settings.
-    Raises SettingsError.
+    A file with `extends: other.yaml` stands on top of that one, which lies beside it. A method that `quick.methods`
+    leaves out is left out with its sweeps and claims; one it names keeps its settings. Raises SettingsError.
     """
     if path is None:
         raise SettingsError("give --config, for example --config configs/compare.yaml")
-    tree = read_yaml(path)
+    tree = _extended(path)
     if quick:
         tree = _with_quick(tree, path)
     for override in overrides:
         apply_override(tree, override)
     return validate(CompareSettings, tree, path, overrides)
+
+
+def _extended(path: Path) -> dict[str, Any]:
+    tree = dict(read_yaml(path))
+    below = tree.pop("extends", None)
+    return tree if below is None else merge(read_yaml(path.parent / str(below)), tree)
 
 
 def _with_quick(tree: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
@@ -91,13 +92,17 @@ def examine(
         ("model", lambda: _model(source, settings)),
         ("data", lambda: _data(settings)),
     ]
-    checks = [_checked(name, look) for name, look in steps]
+    checks = {name: _checked(name, look) for name, look in steps}
     found: list[StageMemory] = []
-    if next(check for check in checks if check.name == "model").outcome != "error":
-        for stage in stages:
-            result = _checked(stage, lambda stage=stage: found.append(_predict(settings, stage, source, machine, prompt_tokens)))  # type: ignore[misc]  # noqa: E501
-            checks += [result] if result.outcome == "error" else []
-    return Report(checks=checks, stages=found, machine=machine)
+
+    def predict(stage: str) -> None:
+        found.append(_predict(settings, stage, source, machine, prompt_tokens))
+
+    failed: list[Check] = []
+    if checks["model"].outcome != "error":
+        tried = [_checked(stage, partial(predict, stage)) for stage in stages]
+        failed = [check for check in tried if check.outcome == "error"]
+    return Report(checks=[*checks.values(), *failed], stages=found, machine=machine)
 
 
 def _predict(settings: Settings, stage: str, source: str, machine: Machine, prompt_tokens: int | None) -> StageMemory:

@@ -8,7 +8,6 @@ writes answers.parquet and measured.json.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safe_rlhf_v.cli.stages import encodable
 from safe_rlhf_v.config import Settings, load_settings
 from safe_rlhf_v.evaluation.comparison import RUN_FIELDS, answer_table
 from safe_rlhf_v.evaluation.run import collect
+from safe_rlhf_v.files import replacing
 
 
 def measure(folder: Path) -> None:
@@ -50,9 +50,8 @@ def measure(folder: Path) -> None:
 def _write_answers(table: pa.Table, folder: Path) -> None:
     """answers.parquet, whole or not at all; what was measured of other answers goes first."""
     (folder / "measured.json").unlink(missing_ok=True)
-    partial = folder / "answers.parquet.tmp"
-    pq.write_table(table, partial)
-    os.replace(partial, folder / "answers.parquet")
+    with replacing(folder / "answers.parquet") as beside:
+        pq.write_table(table, beside)
 
 
 def effort(settings: Settings, folder: Path, stage: str) -> dict[str, Any]:

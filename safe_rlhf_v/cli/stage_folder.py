@@ -16,6 +16,7 @@ from typing import Any
 
 from safe_rlhf_v.cli.common import console
 from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.files import replace_text
 
 # What may change between a killed run and its continuation without changing the result.
 BOOKKEEPING = {
@@ -123,10 +124,7 @@ def read_done(folder: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    os.replace(temporary, path)
+    replace_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def _main_process() -> bool:

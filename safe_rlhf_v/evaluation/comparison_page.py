@@ -26,8 +26,9 @@ from safe_rlhf_v.evaluation.comparison import (
     multipliers,
 )
 from safe_rlhf_v.evaluation.crossed import Estimate, crossed
-from safe_rlhf_v.evaluation.report import cell, duration, replace_file
+from safe_rlhf_v.evaluation.report import cell, duration
 from safe_rlhf_v.evaluation.statistics import Interval
+from safe_rlhf_v.files import replace_text
 
 TABLE = ("unsafe_rate", "prompts_left_unsafe", "helpfulness", "over_refusal_rate", "mean_cost")
 PAIRED = ("unsafe_rate", "helpfulness")
@@ -61,8 +62,8 @@ class PageData:
 def write_page(data: PageData, folder: Path) -> Path:
     """compare.html and compare.json into the folder; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "compare.json", json.dumps(to_json(data), indent=1, allow_nan=False) + "\n")
-    replace_file(folder / "compare.html", render(data))
+    replace_text(folder / "compare.json", json.dumps(to_json(data), indent=1, allow_nan=False) + "\n")
+    replace_text(folder / "compare.html", render(data))
     return folder / "compare.html"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safe_rlhf_v.evaluation import plots, verdict
 from safe_rlhf_v.evaluation.report_data import ReportData
 from safe_rlhf_v.evaluation.run import NO_SLICE
 from safe_rlhf_v.evaluation.statistics import Interval
+from safe_rlhf_v.files import replace_text
 
 SEVERITY_NAMES = ("none", "minor", "moderate", "severe")
 LABELS = {
@@ -63,16 +63,9 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
     """Writes `report.json` and `report.html` into `folder` (made if missing); returns the path of the page."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    replace_file(target / "report.json", data.to_json())
-    replace_file(target / "report.html", render(data))
+    replace_text(target / "report.json", data.to_json())
+    replace_text(target / "report.html", render(data))
     return target / "report.html"
-
-
-def replace_file(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def render(data: ReportData) -> str:

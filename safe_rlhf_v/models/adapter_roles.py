@@ -21,7 +21,7 @@ from safe_rlhf_v.models.adapters import (
 )
 from safe_rlhf_v.models.backbone import fingerprint, load_backbone
 from safe_rlhf_v.models.heads import load_heads, read_description
-from safe_rlhf_v.models.memory import apply_liger, checkpoint_gradients, compile_layers, without_dropout
+from safe_rlhf_v.models.memory import apply_liger, compile_layers, recompute_language
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
 from safe_rlhf_v.models.source import ModelError
@@ -130,9 +130,7 @@ class AdapterRoles(RoleBase):
 
     def _checkpoint_gradients(self) -> None:
         """Recompute layers in the backward pass, each under the adapter its forward ran with."""
-        checkpoint_gradients(self.backbone, "language", self._recall)
-        without_dropout(self.backbone)
-        self.backbone.train()  # transformers recomputes in train mode only
+        recompute_language(self.backbone, self._recall)
 
     def _recall(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), self._again(self._active or "policy")

@@ -19,7 +19,8 @@ from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from safe_rlhf_v.models.allocations import Allocations
-from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, outside_language
+from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, outside_language, to_dtype
+from safe_rlhf_v.models.memory import checkpoint_gradients
 from safe_rlhf_v.models.source import reading
 from safe_rlhf_v.tensors import token_logps
 
@@ -74,7 +75,7 @@ def meta_model(path: str | Path, dtype: str) -> Any:
     with reading(path, "has no config.json that transformers can read"):
         config = AutoConfig.from_pretrained(path)
     with torch.device("meta"), reading(path, "not a vision-language model that transformers knows"):
-        return AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype)).eval()
+        return AutoModelForImageTextToText.from_config(config, dtype=to_dtype(dtype)).eval()
 
 
 def sizes(path: str | Path, dtype: str, quantization: str | None = None, lora: LoraSettings | None = None) -> Sizes:
@@ -99,7 +100,7 @@ def sizes(path: str | Path, dtype: str, quantization: str | None = None, lora: L
     return Sizes(
         language=language, vision=vision, largest_layer=max(layers), outside_layers=language - sum(layers),
         trainable=trainable, adapter=adapter, width=text.hidden_size, vocabulary=output.weight.shape[0],
-        cache_a_token=2 * len(layers) * heads * getattr(torch, dtype).itemsize,
+        cache_a_token=2 * len(layers) * heads * to_dtype(dtype).itemsize,
         tied=output.weight is model.get_input_embeddings().weight,
     )  # fmt: skip
 
@@ -111,7 +112,7 @@ def step_peak(path: str | Path, dtype: str, step: Step) -> int:
     trained = [p for p in model.parameters() if p.requires_grad and not step.keep_grads]
     with fake, ExitStack() as undo:
         if step.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_gradients(model, "language")
             model.train()
             undo.callback(lambda: (model.gradient_checkpointing_disable(), model.eval()))
         for parameter in trained:

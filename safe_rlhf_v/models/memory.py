@@ -19,7 +19,6 @@ def checkpoint_gradients(model: Any, which: Checkpointed, context_fn: Callable[[
     """Recompute activations of language model, vision tower or (True) both in the backward pass; False: of neither.
 
     A frozen tower keeps no activations, so there it saves nothing. context_fn: as of torch.utils.checkpoint.
-    transformers recomputes in train mode only; see `without_dropout`.
     """
     settings: dict[str, Any] = {"use_reentrant": False} | ({"context_fn": context_fn} if context_fn else {})
     if which is True or which == "language":
@@ -36,6 +35,14 @@ def without_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout"):  # what attention modules hold as a number
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def recompute_language(model: Any, context_fn: Callable[[], Any] | None = None) -> None:
+    """Recompute the language model's activations, with the numbers of eval mode: transformers does so in train mode
+    only."""
+    checkpoint_gradients(model, "language", context_fn)
+    without_dropout(model)
+    model.train()
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:

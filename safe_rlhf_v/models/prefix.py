@@ -18,7 +18,6 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from safe_rlhf_v.models.backbone import hidden_states, on_device, position_ids
 from safe_rlhf_v.models.collation import alike, join
 from safe_rlhf_v.models.quirks import TOKEN_ALIGNED
-from safe_rlhf_v.models.sharding import is_cut
 from safe_rlhf_v.types import Inputs, Responses
 
 
@@ -30,10 +29,10 @@ def response_states(model: Any, inputs: Inputs, responses: Responses, placeholde
     """
     inputs, responses = on_device(model, inputs), on_device(model, responses)
     last = inputs.input_ids.shape[1] - 1
+    if torch.is_grad_enabled() or len(alike(inputs)) > 1:
+        return hidden_states(model, inputs, responses)[:, last:]
     first, prompt_of = distinct(inputs)
-    shared = not torch.is_grad_enabled() and len(first) < len(inputs) and len(alike(inputs)) == 1
-    shared = shared and not is_cut(model)  # a second forward would be a collective call that other ranks may not make
-    if not shared or not readable_once(model, inputs, placeholders):
+    if len(first) == len(inputs) or not readable_once(model, inputs, placeholders):
         return hidden_states(model, inputs, responses)[:, last:]
     with evaluating(model):  # in train mode a model that recomputes activations drops its cache
         cache = read(model, inputs.select(first))

@@ -62,7 +62,7 @@ class RoleBase:
             return encode_images(model, inputs, self._cache)
 
     def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
-        """question(roles, backbone, head or None, *args): the one way into a model's weights, but for `generate`."""
+        """question(roles, backbone, head or None, *args): the one way into a model's weights."""
         return question(self, self._as(role), self.heads.get(role), *args)
 
     def logps(
@@ -91,10 +91,9 @@ class RoleBase:
             raise ValueError(f"these roles have no {role}, so no {what}: they hold {sorted(self.heads)}")
         return self.heads[role]
 
+    @torch.no_grad()
     def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
-        model = self._as("policy")
-        with self._precision(model):
-            return TransformersEngine(model, self.encoder, self.cache).generate(inputs, samples, sampling)
+        return self._ask("policy", _draw, inputs, samples, sampling)  # type: ignore[no-any-return]
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self._trainable()["policy"].values())
@@ -121,6 +120,11 @@ class RoleBase:
                 theirs, ours = tuple(state[name].shape), tuple(parameter.shape)
                 raise ValueError(f"{name}: shape {theirs} in the state, {ours} here")
             parameter.copy_(part_of(state[name], parameter))
+
+
+def _draw(roles: RoleBase, model: Any, head: None, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
+    with roles._precision(model):
+        return TransformersEngine(model, roles.encoder, roles.cache).generate(inputs, samples, sampling)
 
 
 def _states(roles: RoleBase, model: Any, inputs: Inputs, responses: Responses) -> Tensor:

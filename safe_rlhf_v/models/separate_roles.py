@@ -12,17 +12,15 @@ import torch
 from torch import nn
 
 from safe_rlhf_v.config import SettingsError
-from safe_rlhf_v.generation.base import Sampling
-from safe_rlhf_v.generation.transformers_engine import TransformersEngine
 from safe_rlhf_v.models.backbone import freeze_vision, load_backbone, share_vision
 from safe_rlhf_v.models.collation import alike
 from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.memory import apply_liger, checkpoint_gradients, compile_layers, without_dropout
+from safe_rlhf_v.models.memory import apply_liger, compile_layers, recompute_language
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
 from safe_rlhf_v.models.sharding import Role, Sharding, gathered, whole_tree
 from safe_rlhf_v.models.source import ModelError
-from safe_rlhf_v.types import Inputs, Responses
+from safe_rlhf_v.types import Inputs
 
 
 class SeparateRoles(RoleBase):
@@ -68,9 +66,7 @@ class SeparateRoles(RoleBase):
                 module.requires_grad_(False)
         freeze_vision(model)
         if self._recompute and role in TRAINABLE:
-            checkpoint_gradients(model, "language")
-            without_dropout(model)
-            model.train()  # transformers recomputes in train mode only
+            recompute_language(model)
         if self._sharding is not None:
             self._roots[role] = Role(model, head)
             self._sharding.shard(self._roots[role], model, head)
@@ -151,12 +147,6 @@ class SeparateRoles(RoleBase):
             return super()._ask(role, question, *args)
         return self._roots[role](question if torch.is_grad_enabled() else partial(_whole, question), self, *args)
 
-    def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
-        if not self.sharded:
-            return super().generate(inputs, samples, sampling)
-        with torch.no_grad():
-            return self._ask("policy", _draw, inputs, samples, sampling)  # type: ignore[no-any-return]
-
     def prepare(self, inputs: Inputs) -> Inputs:
         if self.sharded and len(alike(inputs)) > 1:
             raise ModelError("rows of this family may need forwards of their own: ranks would wait; train under DDP")
@@ -179,13 +169,6 @@ class SeparateRoles(RoleBase):
 def _whole(question: Callable[..., Any], roles: RoleBase, backbone: Any, head: Any, *args: Any) -> Any:
     with gathered(backbone):
         return question(roles, backbone, head, *args)
-
-
-def _draw(
-    roles: RoleBase, backbone: Any, head: None, inputs: Inputs, samples: int, sampling: Sampling
-) -> Responses:
-    with roles._precision(backbone):
-        return TransformersEngine(backbone, roles.encoder, roles.cache).generate(inputs, samples, sampling)
 
 
 def same_tokens(tokenizer: Any, folder: str | Path) -> None:

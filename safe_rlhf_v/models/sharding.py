@@ -135,11 +135,6 @@ def gathered(backbone: Any) -> Iterator[None]:
             group.reshard()
 
 
-def is_cut(model: nn.Module) -> bool:
-    """Whether a forward of the model is a collective call."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
-
-
 def is_sharded(parameter: Tensor) -> bool:
     return isinstance(parameter, DTensor)
 

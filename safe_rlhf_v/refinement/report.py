@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from markupsafe import Markup
 
 from safe_rlhf_v.evaluation.statistics import Interval
 from safe_rlhf_v.evaluation.verdict import number, percent
+from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.refinement.comparison import Comparison
 from safe_rlhf_v.refinement.plots import GUARD_STYLES, STYLES, by_turn, curve
 
@@ -38,8 +38,8 @@ def write_page(found: Comparison, folder: str | Path) -> Path:
     """Writes refinement.json and refinement.html; returns the path of the page."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    _replace(target / "refinement.json", json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
-    _replace(target / "refinement.html", render(found))
+    replace_text(target / "refinement.json", json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
+    replace_text(target / "refinement.html", render(found))
     return target / "refinement.html"
 
 
@@ -116,9 +116,3 @@ def _picture(prompt: Any) -> str:
     if not prompt.images:
         return ""
     return "data:image/png;base64," + base64.b64encode(prompt.images[0].clean().encoded()).decode()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -18,7 +18,7 @@ from beavertails_v.schema import Comparison
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
 from safe_rlhf_v.algorithms.sacpo import SACPO, merge
 from safe_rlhf_v.config import Settings, SettingsError, TrainSection
-from safe_rlhf_v.models.backbone import LoraSettings, add_lora, fingerprint, load_backbone
+from safe_rlhf_v.models.backbone import add_lora, fingerprint, load_backbone
 from safe_rlhf_v.models.heads import HEADS_FILE, HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.separate_roles import same_tokens
@@ -27,7 +27,15 @@ from safe_rlhf_v.training.cost_ascent import CostAscent
 from safe_rlhf_v.training.direct_rows import DirectCollator, DirectRows, read_columns, write_columns
 from safe_rlhf_v.training.direct_trainer import DirectTrainer, logps_of, scores_of
 from safe_rlhf_v.training.records import MetricsFile
-from safe_rlhf_v.training.supervised import Resume, finish, fit, load_for_training, save_policy, training_arguments
+from safe_rlhf_v.training.supervised import (
+    Resume,
+    finish,
+    fit,
+    load_for_training,
+    lora_settings,
+    save_policy,
+    training_arguments,
+)
 from safe_rlhf_v.training.trainers import ResponseLogps
 
 STAGES = ("helpfulness", "safety")  # of SACPO
@@ -57,7 +65,7 @@ def train_direct(
     backbone, encoder = load_for_training(base, settings, section)
     scorers = _scorers(algorithm, encoder, reward_model, cost_model)
     if section.use_lora:  # dropout would make log pi differ from log ref by chance
-        add_lora(backbone, LoraSettings(r=settings.model.lora.r, alpha=settings.model.lora.alpha))
+        add_lora(backbone, lora_settings(settings, dropout=0.0))
     model = ResponseLogps(backbone, encoder.placeholder_ids)
     rows, held_out = DirectRows(train, encoder, algorithm), DirectRows(evaluation, encoder)
     trainer = DirectTrainer(

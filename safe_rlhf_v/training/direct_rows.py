@@ -6,7 +6,6 @@ Shapes: N pairs, B of them in a batch.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 
 from beavertails_v.schema import Comparison, Prompt
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
+from safe_rlhf_v.files import replacing
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.training.encode import DataError, PairCollator, interleaved, pair_rows
 
@@ -110,7 +110,5 @@ def read_columns(path: Path, key: str) -> dict[str, Tensor] | None:
 
 def write_columns(path: Path, key: str, columns: Mapping[str, Tensor]) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: values.contiguous() for name, values in columns.items()}, temporary, metadata={"key": key})
-    os.replace(temporary, path)
+    with replacing(path) as beside:
+        save_file({name: values.contiguous() for name, values in columns.items()}, beside, metadata={"key": key})

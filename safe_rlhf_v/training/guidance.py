@@ -126,7 +126,6 @@ class BoundWatch:
                 step, multiplier, self.steps, self.every, violation,
             )  # fmt: skip
 
-
     def see_measured(self, known: Tensor, measured: Tensor, step: int, whole: bool) -> None:
         """Warn once where a whole window of costs that differ is measured as one cost: no answer is worse than another.
 

@@ -9,7 +9,6 @@ One iteration is one-shot dualisation (MoCAN, PeCAN). A killed run goes on in th
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.caid import Estimate, Iterate, Measured, adapted_rates, best, summarise
 from safe_rlhf_v.algorithms.can import OneShotSolution
+from safe_rlhf_v.files import replace_text
 
 STATE = "iterations.json"
 
@@ -115,7 +115,7 @@ def iterate(problem: Problem, args: IterativeArguments) -> IterativeResult:
         state |= {"iterates": [asdict(x) for x in iterates], "dual": duals.to_json(multipliers), "rates": rates}
         state["rows"] = [*state["rows"], row]
         _save(folder / STATE, state)
-        _write(folder / "metrics.jsonl", "".join(json.dumps(x, allow_nan=False) + "\n" for x in state["rows"]))
+        replace_text(folder / "metrics.jsonl", "".join(json.dumps(x, allow_nan=False) + "\n" for x in state["rows"]))
     chosen, feasible = best(iterates)
     return IterativeResult(
         one_shot=solution, iterates=iterates, best=chosen, feasible=feasible, multipliers=multipliers.value
@@ -189,11 +189,4 @@ def _load(path: Path) -> dict[str, Any] | None:
 
 
 def _save(path: Path, state: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(state, allow_nan=False))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
+    replace_text(path, json.dumps(state, allow_nan=False))

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.config import PolicySection, Settings, SettingsError, TrainSection
-from safe_rlhf_v.models.backbone import LoraSettings
+from safe_rlhf_v.models.backbone import to_dtype
 from safe_rlhf_v.models.footprint import Sizes, Step, sizes, step_peak
+from safe_rlhf_v.training.supervised import lora_settings
 
 FLOAT = 4  # bytes of float32: adapters, their gradients, AdamW's two moments
 PAIRS = ("reward", "cost", "direct")  # a row of the data is two rows of a forward
@@ -58,7 +59,7 @@ def lengths(settings: Settings, prompt: int | None = None) -> Lengths:
 def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) -> StageMemory:
     """A supervised stage, under DDP: every device holds all of it."""
     section: TrainSection = getattr(settings, stage)
-    model, lora = settings.model, _lora(settings) if section.use_lora else None
+    model, lora = settings.model, lora_settings(settings, dropout=0.0) if section.use_lora else None
     if not section.freeze_vision:
         raise SettingsError(f"{stage}.freeze_vision: false is not predicted: the tower's own activations are unknown")
     size = sizes(path, model.dtype, model.quantization, lora)
@@ -71,7 +72,7 @@ def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) ->
     number = size.adapter if lora else size.trainable
     if stage in ("reward", "cost", "guard") and not lora:
         number -= 0 if size.tied else size.width * size.vocabulary  # its output layer is frozen
-    each = FLOAT if lora else _itemsize(model.dtype)
+    each = FLOAT if lora else to_dtype(model.dtype).itemsize
     held = {"backbone": size.weights, "adapter": size.adapter * FLOAT if lora else 0}
     held |= {"optimizer": _moments(section.optim, number, each)}
     return StageMemory(stage=stage, held=_some(held), passing={"step": step_peak(path, model.dtype, step)})
@@ -84,7 +85,7 @@ def policy(settings: Settings, path: str | Path, at: Lengths, devices: int = 1, 
     trained = ["policy", *(["reward_critic", "cost_critic"] if critics else [])]
     if section.roles == "separate":
         return _separate(settings, path, at, trained, devices if sharded else 1)
-    lora = _lora(settings)
+    lora = lora_settings(settings, dropout=0.0)
     size = sizes(path, settings.model.dtype, settings.model.quantization, lora)
     held = {"backbone and reference": size.weights}
     held |= {f"{role} adapter": size.adapter * FLOAT for role in [*trained, "reward", "cost"]}
@@ -101,7 +102,7 @@ def _separate(settings: Settings, path: str | Path, at: Lengths, trained: list[s
     part = ceil(size.language / devices)
     held = {"vision tower, shared": computed.vision if cut else size.vision}
     held |= dict.fromkeys(["policy", "reference", "reward", "cost", *trained[1:]], part)
-    moments = _moments(section.optim, part // _itemsize(model.dtype), _itemsize(model.dtype))
+    moments = _moments(section.optim, part // to_dtype(model.dtype).itemsize, to_dtype(model.dtype).itemsize)
     held |= {f"{role} optimizer": moments for role in trained}
     dtype = "bfloat16" if cut else model.dtype
     step: dict[str, Any] = dict(checkpointing=section.gradient_checkpointing, keep_grads=not cut)
@@ -135,7 +136,7 @@ def _online(
     look = Step(rows=micro(rows, total), length=total, response=said, loss="logps", grad=False)
     prefill = Step(rows=rows, length=at.prompt, response=1, loss="score", grad=False)
     cache = size.cache_a_token * rows * total
-    features = size.width * at.prompt * _itemsize(dtype) * section.per_device_train_batch_size
+    features = size.width * at.prompt * to_dtype(dtype).itemsize * section.per_device_train_batch_size
     scores = 4 * FLOAT * rows * size.vocabulary  # float32 logits, with what sampling makes of them
     found = {
         "generation": cache + max(step_peak(path, dtype, prefill), scores + cache // 8),
@@ -157,15 +158,6 @@ def _moments(optimizer: str, number: int, each: int) -> int:
     if optimizer in ("adamw_bnb_8bit", "paged_adamw_8bit", "adamw_8bit"):
         return 2 * number
     raise SettingsError(f"optim {optimizer!r} is not predicted: use adamw_torch_fused, adamw_torch or adamw_bnb_8bit")
-
-
-def _lora(settings: Settings) -> LoraSettings:
-    lora = settings.model.lora
-    return LoraSettings(r=lora.r, alpha=lora.alpha)
-
-
-def _itemsize(dtype: str) -> int:
-    return {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
 
 
 def _some(held: Mapping[str, int]) -> dict[str, int]:

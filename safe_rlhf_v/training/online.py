@@ -97,12 +97,12 @@ class OnlineTrainer:
         self.demonstrations = None
         if demonstrations and args.ptx_coeff:
             self.demonstrations = Demonstrations(demonstrations, args.ptx_coeff, args.seed + 1)
-        if isinstance(roles, SeparateRoles) and roles.sharded:
+        sharded = isinstance(roles, SeparateRoles) and roles.sharded
+        if sharded:
             _refuse_under_sharding(args)
         self.trained = trained_networks(roles, args, algorithm.needs_critics)
-        self.passes = Passes.bounded(args.per_device_micro_batch_size, args.per_device_micro_batch_tokens)
-        if isinstance(roles, SeparateRoles) and roles.sharded:
-            self.passes.looks.fixed = self.passes.draws.fixed = True
+        bounds = args.per_device_micro_batch_size, args.per_device_micro_batch_tokens
+        self.passes = Passes.bounded(*bounds, fixed=sharded)
         self.updater = Updater(
             roles, algorithm, self.trained, self.accelerator, args, self.demonstrations, self.passes.looks
         )

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.models.sharding import is_sharded
 
 
@@ -59,9 +60,7 @@ class MetricsLog:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         kept = [line for line in read_lines(path) if json.loads(line)["step"] <= step] if step else []
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text("".join(f"{line}\n" for line in kept))
-        beside.replace(path)
+        replace_text(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append and bring to the disk: a checkpoint never knows of a step that metrics.jsonl lost. NaN is an error."""

@@ -5,7 +5,6 @@ Shapes: N prompts, G samples a prompt, B = N*G rows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from beavertails_v.schema import Prompt
+from safe_rlhf_v.files import replacing
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.models.roles import Roles, SeparateRoles
 from safe_rlhf_v.rollout import Passes, sample
@@ -82,10 +82,9 @@ def draw(
 def kept(path: Path, make: Callable[[], Sampled]) -> Sampled:
     """What the file holds, or else what `make` gives, written there whole or not at all."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".tmp")
-        torch.save(asdict(make()), beside)
-        os.replace(beside, path)
+        made = asdict(make())
+        with replacing(path) as beside:
+            torch.save(made, beside)
     return Sampled(**torch.load(path, weights_only=True))
 
 

@@ -8,7 +8,6 @@ whole checkpoint, bit for bit on the same hardware.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from beavertails_v.schema import Comparison, LabelledResponse
 from safe_rlhf_v.algorithms.cost_model import CostModel
 from safe_rlhf_v.algorithms.reward_model import RewardModel
 from safe_rlhf_v.config import Settings, SettingsError, TrainSection
+from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.models.adapters import whole_name
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel, save_adapter
@@ -145,10 +145,10 @@ def freeze_output_layer(backbone: Any) -> None:
         output.requires_grad_(False)
 
 
-def lora_settings(settings: Settings) -> LoraSettings:
-    """The adapters of settings.model.lora."""
+def lora_settings(settings: Settings, dropout: float | None = None) -> LoraSettings:
+    """The adapters of settings.model.lora, or with another dropout: none where log-probabilities must not vary."""
     lora = settings.model.lora
-    return LoraSettings(r=lora.r, alpha=lora.alpha, dropout=lora.dropout)
+    return LoraSettings(r=lora.r, alpha=lora.alpha, dropout=lora.dropout if dropout is None else dropout)
 
 
 def _algorithm(kind: str, settings: Settings) -> RewardModel | CostModel:
@@ -245,8 +245,6 @@ def finish(
         (output_dir / "left_out.jsonl").write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in left_out))
         settings.save(output_dir / "settings.yaml")
         write_card(output_dir, kind, str(base), settings, measured)
-        partial = output_dir / "metrics.json.tmp"
-        partial.write_text(json.dumps(measured, indent=2) + "\n")
-        os.replace(partial, output_dir / "metrics.json")
+        replace_text(output_dir / "metrics.json", json.dumps(measured, indent=2) + "\n")
     trainer.accelerator.wait_for_everyone()
     return measured

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm, trange
 from beavertails_v.picture_world.dataset import picture_styles, random_scene
 from beavertails_v.picture_world.draw import Scene, draw, world
 from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.files import replacing
 from safe_rlhf_v.models.tiny import tiny_llava
 
 T = TypeVar("T")
@@ -219,8 +219,8 @@ def _train(
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    with replacing(path) as beside:
+        torch.save(state, beside)
 
 
 @torch.no_grad()

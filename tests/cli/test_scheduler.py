@@ -103,15 +103,20 @@ def test_work_that_is_there_counts_whatever_the_exit_code(tmp_path: Path) -> Non
     assert go([job(tmp_path, "a", "touch $0; exit 2")])["a"].state == "done"
 
 
+def another_scheduler(folder: Path, command: str) -> subprocess.Popen[bytes]:
+    """A process that schedules job "a" with this command in the folder."""
+    script = (
+        "import sys; sys.path[:0] = sys.argv[3:]; from pathlib import Path; from test_scheduler import go, job;"
+        "go([job(Path(sys.argv[1]), 'a', sys.argv[2])])"
+    )
+    here = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    return subprocess.Popen([sys.executable, "-c", script, str(folder), command, *here])
+
+
 def test_another_schedulers_job_is_waited_for_not_run_twice(tmp_path: Path) -> None:
     """The same job in two schedulers at once runs once."""
     jobs = [job(tmp_path, "a", "echo x >> $0.runs; sleep 0.3; touch $0")]
-    script = (
-        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from test_scheduler import go, job;"
-        "go([job(Path(sys.argv[1]), 'a', 'echo x >> $0.runs; sleep 0.3; touch $0')])"
-    )
-    here = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), *here])
+    other = another_scheduler(tmp_path, "echo x >> $0.runs; sleep 0.3; touch $0")
     wait_for((tmp_path / "a.runs").is_file)
     assert go(jobs)["a"].state == "done before"
     assert other.wait() == 0
@@ -144,12 +149,7 @@ def test_a_stopped_scheduler_stops_its_processes(tmp_path: Path, number: signal.
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes of a killed scheduler run to their end")
 def test_a_killed_scheduler_takes_its_processes_with_it(tmp_path: Path) -> None:
-    script = (
-        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from test_scheduler import go, job;"
-        "go([job(Path(sys.argv[1]), 'a', 'echo $$ > $0.pid; exec sleep 60')])"
-    )
-    here = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), *here])
+    other = another_scheduler(tmp_path, "echo $$ > $0.pid; exec sleep 60")
     wait_for((tmp_path / "a.pid").is_file)
     wait_for(lambda: (tmp_path / "a.pid").read_text().strip().isdigit())
     other.kill()

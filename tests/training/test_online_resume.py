@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import signal
 import socket
-import sys
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import fake_roles
 import pytest
 import torch
+from forks import CONTEXT, serve
 from safetensors.torch import load_file
 
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.runtime import read_metrics
 
-CONTEXT = multiprocessing.get_context("forkserver")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> None:
-    """A process that has imported everything once; each run is a fork of it. It takes its path from the environment."""
-    CONTEXT.set_forkserver_preload(["fake_roles"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(path or os.getcwd() for path in sys.path))
-        forkserver.ensure_running()
+    serve("fake_roles")
 
 
 def on_two_ranks(folder: Path, **changes: Any) -> list[dict[str, Any]]:

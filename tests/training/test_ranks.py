@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ranks
 import torch
+from forks import CONTEXT, serve
 from safetensors.torch import load_file
 
 from safe_rlhf_v.config import SettingsError
@@ -25,18 +22,13 @@ from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.training import checkpoint, traffic
 from safe_rlhf_v.training.runtime import ShuffledIndices, read_metrics
 
-CONTEXT = multiprocessing.get_context("forkserver")
 kinds = pytest.mark.parametrize("kind", ranks.KINDS)
 Run = Callable[..., list[int]]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> None:
-    """A process that has imported everything once; each run is a fork of it. It takes its path from the environment."""
-    CONTEXT.set_forkserver_preload(["ranks"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(path or os.getcwd() for path in sys.path))
-        forkserver.ensure_running()
+    serve("ranks")
 
 
 @pytest.fixture(scope="module")

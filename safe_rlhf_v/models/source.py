@@ -44,7 +44,7 @@ def reading(path: str | Path, lacks: str, marks: Sequence[str] = MODEL) -> Itera
 
 
 def trust_remote_code() -> bool:
-    """Whether models may bring Python code of their own. The environment says so, never a settings file: those travel."""
+    """Whether models may bring Python code of their own. The environment says so, not settings: those files travel."""
     return os.environ.get(TRUST) == "1"
 
 

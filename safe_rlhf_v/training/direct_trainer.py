@@ -19,6 +19,7 @@ from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
 from safe_rlhf_v.models.backbone import encode_images, fingerprint, vision_is_frozen
 from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.sharding import refuse_several_forwards
 from safe_rlhf_v.training.direct_rows import DirectRows
 from safe_rlhf_v.training.encode import interleaved
 from safe_rlhf_v.training.preference_metrics import ranking
@@ -66,6 +67,8 @@ class DirectTrainer(SupervisedTrainer):
         found: dict[str, list[Tensor]] = defaultdict(list)
         with torch.random.fork_rng(), torch.no_grad(), self.accelerator.autocast():
             for batch in map(self._prepare_inputs, self.get_eval_dataloader(rows)):
+                if self.cut:
+                    refuse_several_forwards(batch["pairs"].prompts)
                 for name, value in self.accelerator.gather_for_metrics(values(batch)).items():
                     found[name].append(value.float().cpu())
         return {name: torch.cat(parts) for name, parts in found.items()}

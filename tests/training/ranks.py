@@ -117,7 +117,7 @@ def launch(models: Path, folder: Path, number: int, kind: str = "ddp", target: A
     processes = [CONTEXT.Process(target=target or run_rank, args=args, kwargs=changes) for args in arguments]
     for process in processes:
         process.start()
-    end = time.monotonic() + 300
+    end = time.monotonic() + 600
     for process in processes:
         process.join(max(0.0, end - time.monotonic()))
     hanging = [process for process in processes if process.is_alive()]

@@ -134,6 +134,13 @@ def test_a_killed_rank_ends_the_run_and_two_or_one_go_on(alone: Path, cut: Path,
     same(tmp_path / "one" / "reward", alone / "reward")
 
 
+def test_bf16_of_a_section_is_that_of_the_launch(alone: Path, models: Path, tmp_path: Path) -> None:
+    runs = {"reward": ("reward", (*RUNS["reward"][1], "reward.bf16=true"))}
+    assert launch(models, tmp_path, 2, "fsdp2", ranks.train_stages, runs=runs) == [0, 0]
+    one, two = (rows(folder / "reward")[0]["loss"] for folder in (alone, tmp_path))
+    assert two == pytest.approx(one, rel=2e-2) and two != pytest.approx(one, rel=1e-6)
+
+
 def test_weights_are_gathered_in_bfloat16_and_saved_as_they_are(alone: Path, models: Path, tmp_path: Path) -> None:
     """Float32 weights, bfloat16 weights, and adapters, always in float32, on bfloat16 ones."""
     runs = {name: (stage, (*chosen, *BFLOAT16.get(name, ()))) for name, (stage, chosen) in RUNS.items()}

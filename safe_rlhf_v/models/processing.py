@@ -83,8 +83,8 @@ def _load_processor(path: str | Path) -> ProcessorMixin:
         "image_processor": AutoImageProcessor.from_pretrained,
         "tokenizer": AutoTokenizer.from_pretrained,
     }
-    load["video_processor"] = lambda _: NoVideos(**config.get("video_processor", {}))
-    parts = [load[name](path) for name in cls.get_attributes()]
+    load["video_processor"] = lambda *_, **__: NoVideos(**config.get("video_processor", {}))
+    parts = [load[name](path, trust_remote_code=trust) for name in cls.get_attributes()]
     return cls.from_args_and_dict(parts, config)
 
 

@@ -31,20 +31,23 @@ def reading(path: str | Path, lacks: str, marks: Sequence[str] = MODEL) -> Itera
         raise ModelError(f"{path}: holds no config.json, so it is no model in transformers' format")
     try:
         yield
-    except (OSError, ValueError, TypeError) as error:  # whichever of its parts fails first
-        if "trust_remote_code" in str(error):
+    except (OSError, ValueError, TypeError, ImportError) as error:  # whichever of its parts fails first
+        why = str(error).strip().partition("\n")[0]
+        if "trust_remote_code" in str(error) and not trust_remote_code():
             raise ModelError(
                 f"{path}: brings Python code of its own, which would run on this machine; read it, then set the "
-                f"environment variable {TRUST}=1"
+                f"environment variable {TRUST}=1 ({why})"
             ) from error
-        why = str(error).strip().partition("\n")[0]
         if folder.exists():
             raise ModelError(f"{path}: {lacks} ({why})") from error
         raise ModelError(f"{path}: no such folder, and not to be had from the hub ({why})") from error
 
 
 def trust_remote_code() -> bool:
-    """Whether models may bring Python code of their own. The environment says so, not settings: those files travel."""
+    """Whether models may bring Python code of their own: all of this process, their bases and processors too.
+
+    The environment says so, not settings: those files travel.
+    """
     return os.environ.get(TRUST) == "1"
 
 

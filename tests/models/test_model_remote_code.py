@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import CHATML, prompts, tokenizer
+from tiny_models import CHATML, prompts, save, tokenizer
 from transformers import EfficientNetConfig, LlamaConfig, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -85,4 +86,22 @@ def test_a_saved_model_keeps_its_code(folder: Path, tmp_path: Path, monkeypatch:
     assert (tmp_path / "again" / "modeling_lite_llava.py").is_file()
     again = load_backbone(tmp_path / "again")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert "modeling_lite_llava" in sys.modules
+
+
+def test_a_processor_that_is_put_together_by_hand_runs_no_code_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on the terminal, and take a "y" from any pipe."""
+    save("qwen2_5_vl", tmp_path / "model")
+    file = tmp_path / "model" / "processor_config.json"
+    config = json.loads(file.read_text())
+    pictures = {"image_processor_type": "Mine", "auto_map": {"AutoImageProcessor": "mine.Mine"}}
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(pictures))
+    file.write_text(json.dumps({k: v for k, v in config.items() if k != "image_processor"}))
+    (tmp_path / "model" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    monkeypatch.delenv(TRUST, raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ModelError, match=TRUST):
+        load_processor(tmp_path / "model")
+    assert not (tmp_path / "ran").exists()

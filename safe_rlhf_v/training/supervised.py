@@ -28,6 +28,7 @@ from safe_rlhf_v.models.adapters import whole_name
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel, save_adapter
 from safe_rlhf_v.models.memory import checkpoint_gradients
+from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.sharding import launched_sharded, launched_under
 from safe_rlhf_v.training.card import write_card
@@ -205,6 +206,7 @@ def training_arguments(section: TrainSection, output_dir: str | Path, seed: int,
         disable_tqdm=True,
         ddp_find_unused_parameters=not section.freeze_vision,
         dataloader_pin_memory=False,
+        use_cpu=process_state().device.type == "cpu",  # or it refuses bf16 there
         **shared,
         **more,
     )

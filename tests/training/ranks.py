@@ -23,12 +23,14 @@ from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.roles import SeparateRoles
 from safe_rlhf_v.models.sharding import sharding_of_launch, whole_tree
+from safe_rlhf_v.models.zero3 import zero3_of_launch
 from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
 from safe_rlhf_v.training.optimization import Updater
 from safe_rlhf_v.training.supervised import train_preference_model
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": SHARDED}
+ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": SHARDED, "zero3": ZERO3}
 COPIED = {"copied": SHARDED | {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2"}}  # two nodes, each of one device
 # two prompts without a picture stand together, so that a rank of two has none in some rollouts
 PROMPTS = [
@@ -68,13 +70,21 @@ def make_models(folder: Path) -> None:
         HeadedModel(load_backbone(base), {"score": 1}).save_pretrained(folder / kind)
 
 
-def trainer(models: str, output_dir: str, ranks: int, *, greedy: bool = True, **changes: Any) -> OnlineTrainer:
-    """Four prompts a rollout and an optimizer step, however many ranks share them. greedy: no chance in the samples."""
+def trainer(
+    models: str, output_dir: str, ranks: int, *, greedy: bool = True, recompute: bool = False, **changes: Any
+) -> OnlineTrainer:
+    """Four prompts a rollout and an optimizer step, however many ranks share them. greedy: no chance in the samples.
+    recompute: gradient checkpointing."""
     folder = Path(models)
     set_seed(0)
     roles = SeparateRoles.from_pretrained(
-        folder / "base", folder / "reward", folder / "cost", sharding=sharding_of_launch()
+        folder / "base",
+        folder / "reward",
+        folder / "cost",
+        sharding=zero3_of_launch() or sharding_of_launch(),
+        gradient_checkpointing=recompute,
     )
+    assert roles.models["policy"].is_gradient_checkpointing is recompute
     defaults: dict[str, Any] = dict(
         output_dir=output_dir, max_steps=3, per_device_train_batch_size=4 // ranks, mini_batch_size=4 // ranks,
         learning_rate=1e-3, critic_learning_rate=1e-3, weight_decay=0.01, ptx_coeff=0.5, max_new_tokens=6,

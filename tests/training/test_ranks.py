@@ -1,7 +1,8 @@
-"""Two processes, DDP or FSDP2, do what one does: on CPUs, over gloo."""
+"""Two processes, DDP, FSDP2 or ZeRO-3, do what one does: on CPUs, over gloo."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import socket
@@ -17,12 +18,16 @@ from forks import CONTEXT, serve
 from safetensors.torch import load_file
 
 from safe_rlhf_v.config import SettingsError
-from safe_rlhf_v.models import sharding
+from safe_rlhf_v.models import sharding, zero3
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.training import checkpoint, traffic
 from safe_rlhf_v.training.runtime import ShuffledIndices, read_metrics
 
-kinds = pytest.mark.parametrize("kind", ranks.KINDS)
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'"
+)
+CUT = ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)]
+kinds = pytest.mark.parametrize("kind", ["ddp", *CUT])
 Run = Callable[..., list[int]]
 
 
@@ -66,9 +71,9 @@ def alone(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[*ranks.KINDS, *ranks.COPIED])
+@pytest.fixture(scope="module", params=["ddp", *CUT, *ranks.COPIED])
 def together(request: Any, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("together")
+    folder = tmp_path_factory.mktemp(f"together-{request.param}-")
     assert launch(models, folder, 2, request.param) == [0, 0]
     return folder
 
@@ -154,9 +159,10 @@ def test_two_processes_write_what_one_resumes(alone: Path, models: Path, tmp_pat
     close(torch.load(tmp_path / "weights.pt"), torch.load(alone / "weights.pt"))
 
 
-def test_one_process_writes_what_two_sharded_ones_resume(alone: Path, models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", CUT)
+def test_one_process_writes_what_two_sharded_ones_resume(alone: Path, models: Path, tmp_path: Path, kind: str) -> None:
     assert launch(models, tmp_path, 1, max_steps=2) == [0]
-    assert launch(models, tmp_path, 2, "fsdp2") == [0, 0]
+    assert launch(models, tmp_path, 2, kind) == [0, 0]
     close(metrics_of(tmp_path), metrics_of(alone))
 
 
@@ -197,7 +203,7 @@ def test_supervised_stages_refuse_to_be_cut(models: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "not DeepSpeed"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "not DeepSpeed"),  # the stages that are not cut by it
         (ranks.SHARDED | {"FSDP_VERSION": "1"}, "only FSDP2"),
         (ranks.SHARDED | {"FSDP_OFFLOAD_PARAMS": "true"}, "without CPU off-loading"),
         (ranks.SHARDED | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading: false"),
@@ -211,3 +217,25 @@ def test_launches_that_are_not_supported_are_named(
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=message):
         sharding.sharding_of_launch()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "only ZeRO stage 3"),
+        ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed_config_file is not read"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "without off-loading"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "without off-loading"),
+        ({"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, "zero3_init_flag: false"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision: no"),
+        ({}, "pip install 'safe-rlhf-v\\[deepspeed\\]'"),
+    ],
+)
+def test_launches_of_deepspeed_that_are_not_supported_are_named(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as where it is not installed
+    for name, value in (ranks.ZERO3 | environment).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=message):
+        zero3.zero3_of_launch()

@@ -177,11 +177,15 @@ def whole_tree(tree: Any, keep: bool = True) -> Any:
     One tensor is whole at a time on the device. keep: False on ranks that only take part, which get None for it.
     """
     if isinstance(tree, DTensor | StatePart) or is_cut(tree):
-        whole = tree.detach().full_tensor() if isinstance(tree, DTensor) else gather(tree)
+        whole = _full_tensor(tree) if isinstance(tree, DTensor) else gather(tree)
         return whole.cpu() if keep else None
     if isinstance(tree, Mapping):
         return {key: whole_tree(value, keep) for key, value in tree.items()}
     return [whole_tree(value, keep) for value in tree] if isinstance(tree, list) else tree
+
+
+def _full_tensor(shard: Any) -> Tensor:
+    return shard.detach().full_tensor()  # type: ignore[no-any-return]
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def optimizer_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) ->
     """
     numbers = list(range(len(parameters)))
     groups = [{**group, "params": numbers} for group in optimizer.param_groups]  # a network is one group
-    flat = next(iter(optimizer.state.values()), {})
+    flat: dict[str, Tensor] = next(iter(optimizer.state.values()), {})
     entry = lambda p: {k: StatePart(p, k) if v.dim() else v.clone() for k, v in flat.items()}  # noqa: E731
     return {"state": {i: entry(p) for i, p in enumerate(parameters) if flat}, "param_groups": groups}
 
@@ -77,7 +77,7 @@ def load_optimizer_state(zero: Any, parameters: Sequence[nn.Parameter], state: M
 
     for group, saved in zip(zero.optimizer.param_groups, state["param_groups"], strict=True):
         group.update({name: value for name, value in saved.items() if name != "params"})
-    known = next(iter(state["state"].values()), {})
+    known: dict[str, Tensor] = next(iter(state["state"].values()), {})
     for flat in zero.fp32_partitioned_groups_flat if known else ():
         zero.optimizer.state[flat] = {k: torch.zeros_like(flat) if v.dim() else v.clone() for k, v in known.items()}
     for i, entry in state["state"].items():

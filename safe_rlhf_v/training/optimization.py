@@ -141,7 +141,7 @@ def trained_networks(roles: Roles, args: OnlineArguments, critics: bool) -> dict
 
     def trained(name: str, role: str, parameters: Sequence[nn.Parameter], *rates: float) -> Trained:
         root = roles.root(role) if isinstance(roles, SeparateRoles) else None
-        arguments = (name, parameters, args, *rates)
+        arguments: Any = (name, parameters, args, *rates)
         return Zero3Trained(root, *arguments) if isinstance(root, Zero3Role) else Trained(*arguments)
 
     networks = [trained("policy", "policy", roles.policy_parameters(), args.learning_rate, args.weight_decay)]

@@ -167,6 +167,22 @@ def test_one_process_writes_what_two_sharded_ones_resume(alone: Path, models: Pa
     close(metrics_of(tmp_path), metrics_of(alone))
 
 
+@pytest.mark.parametrize("kind", CUT)
+def test_recomputed_activations_of_cut_models_change_nothing(
+    alone: Path, models: Path, tmp_path: Path, kind: str
+) -> None:
+    assert launch(models, tmp_path, 2, kind, recompute=True) == [0, 0]
+    close(metrics_of(tmp_path), metrics_of(alone))
+
+
+@needs_deepspeed
+def test_zero3_refuses_weights_other_than_float32() -> None:
+    backbone = torch.nn.Linear(1, 1)
+    backbone.dtype = torch.bfloat16  # type: ignore[assignment]
+    with pytest.raises(SettingsError, match="model.dtype: torch.bfloat16 is not cut by ZeRO-3"):
+        zero3.Zero3.root(None, backbone)  # type: ignore[arg-type]
+
+
 @kinds
 def test_ranks_with_and_without_pictures_and_of_unequal_length_do_not_wait_for_each_other(
     models: Path, tmp_path: Path, kind: str

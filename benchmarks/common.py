@@ -43,7 +43,7 @@ from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.quirks import NoVideos
 from safe_rlhf_v.models.roles import AdapterRoles, Roles
-from safe_rlhf_v.models.tiny import tiny_llava
+from safe_rlhf_v.models.tiny import tiny_llava, word_tokenizer
 from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
 
 LORA = LoraSettings(r=16, alpha=32)
@@ -69,6 +69,10 @@ class Work:
         return self.prompts * self.samples
 
 
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {},
+    "small": dict(hidden_size=576, layers=30, vision_layers=12, heads=9),  # depth and width of SmolLM2-135M
+}
 QWEN_7B: dict[str, Any] = dict(  # config.json of Qwen2.5-VL-7B-Instruct
     text_config=dict(
         vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
@@ -91,11 +95,10 @@ TEMPLATE = (
 def build(work: Work, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """A model of random weights, frozen in eval mode, and its processor."""
     torch.manual_seed(0)
-    if work.size == "tiny":
+    if work.size in SHAPES:
         words = list(vocabulary())
-        model, processor = tiny_llava(words, image_size=work.pixels)
-        if (more := work.vocabulary - len(processor.tokenizer)) > 0:
-            model, processor = tiny_llava([*words, *(f"word{i}" for i in range(more))], image_size=work.pixels)
+        words += [f"word{i}" for i in range(work.vocabulary - len(word_tokenizer(words)))]
+        model, processor = tiny_llava(words, image_size=work.pixels, **SHAPES[work.size])
         model.to(device=device, dtype=dtype)
     else:
         model, processor = _qwen_7b(work, device, dtype)
@@ -209,7 +212,7 @@ def peak_bytes(device: torch.device) -> int:
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    found.add_argument("--size", choices=("tiny", "qwen2.5-vl-7b"), default="tiny", help="model; weights are random")
+    found.add_argument("--size", choices=(*SHAPES, "qwen2.5-vl-7b"), default="tiny", help="model; weights are random")
     found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     found.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
     found.add_argument("--out", type=Path, default=Path(out), help="JSON file to write")
@@ -224,9 +227,11 @@ def setting(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
 
 
 def default_work(size: str) -> Work:
-    """448-pixel pictures (256 tokens) and 256 new tokens of a 7B model; a small version of it on a CPU."""
+    """256 tokens of a picture and 256 new tokens of a 7B model; smaller versions of it on a CPU."""
     if size == "tiny":
         return Work()
+    if size == "small":
+        return Work(size=size, prompts=2, new_tokens=32, vocabulary=32768, pixels=256)
     return Work(size=size, prompts=4, samples=4, new_tokens=256, pixels=448)
 
 

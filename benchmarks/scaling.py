@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Clock, Work, adapter_roles, default_work, machine, parser, setting, show, trainer, write
+from common import SHAPES, Clock, Work, adapter_roles, default_work, machine, parser, setting, show, trainer, write
 
 FACTORS = {
     "images": (1, 2, 4, 8),
@@ -45,7 +45,7 @@ def main() -> None:
     device, dtype = setting(options)
     base, rows, points = default_work(options.size), [], []
     for factor in options.factors:
-        values = [v for v in FACTORS[factor] if factor != "vocabulary" or options.size == "tiny"]
+        values = [v for v in FACTORS[factor] if factor != "vocabulary" or options.size in SHAPES]
         if not values:
             continue  # the vocabulary of a real configuration is what it is
         times = []

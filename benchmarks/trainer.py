@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from common import (
     LORA,
+    SHAPES,
     Clock,
     Work,
     adapter_roles,
@@ -230,7 +231,7 @@ def main() -> None:
     work = replace(work, new_tokens=options.new_tokens or work.new_tokens, pixels=options.pixels or work.pixels)
     if options.serve:
         return serve(options.serve, work, device, dtype)
-    names = [n for n in options.contenders if options.size == "tiny" or not n.startswith("separate")]
+    names = [n for n in options.contenders if options.size in SHAPES or not n.startswith("separate")]
     if options.one_process:
         found = measure_here(names, work, options.rounds, device, dtype)
     else:

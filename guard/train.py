@@ -33,8 +33,7 @@ from guard.examples import (
 from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy
 from guard.types import Kind
-from safe_rlhf_v.config import Settings, SettingsError
-from safe_rlhf_v.models.backbone import encode_images, vision_is_frozen
+from safe_rlhf_v.config import Settings
 from safe_rlhf_v.models.processing import Encoder, EncodingError, load_processor
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.training.card import write_card
@@ -47,7 +46,6 @@ from safe_rlhf_v.training.supervised import (
     training_arguments,
 )
 from safe_rlhf_v.training.trainers import SupervisedTrainer
-from safe_rlhf_v.types import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -116,15 +114,16 @@ def train_guard(
         data_collator=GuardCollator(guard),
         callbacks=[MetricsFile(output_dir / "metrics.jsonl"), ProgressBar("guard")],
     )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise SettingsError("a guard trains under DDP, one process a GPU, not under FSDP or DeepSpeed")
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     resume = latest_checkpoint(output_dir) if resume_from_checkpoint == "auto" else resume_from_checkpoint
     trainer.train(resume_from_checkpoint=resume)
     measured: dict[str, Any] = {"steps": trainer.state.global_step, "examples": len(rest), "left_out": len(left_out)}
     measured["unknown_queries"] = unknown
+    trainer.make_whole()
     if trainer.is_world_process_zero():
+        if trainer.cut:
+            guard = _saved_and_loaded(guard, output_dir, settings, trainer.args.device)
         guard.model.eval()
         guard.calibration = calibrate(guard, calibration_rows)
         guard.save_pretrained(output_dir)
@@ -221,15 +220,12 @@ class GuardTrainer(SupervisedTrainer):
 
     def __init__(self, model: GuardModel, args: TrainingArguments, *, options: GuardOptions, **kwargs: Any) -> None:
         self.backbone, self.options = model.backbone, options
-        self.pictures = VisionCache(options.picture_cache) if vision_is_frozen(model.backbone) else None
+        self.pictures = VisionCache(options.picture_cache)
         super().__init__(model, args, **kwargs)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         logits = model(self.features(batch["inputs"]), batch.get("responses"), both="responses" in batch)
         return guard_loss(logits, batch["labels"], self.options)
-
-    def features(self, prompts: Inputs) -> Inputs:
-        return prompts if self.pictures is None else encode_images(self.backbone, prompts, self.pictures)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As Trainer's, but for the learning rate of the heads."""
@@ -247,6 +243,13 @@ class GuardTrainer(SupervisedTrainer):
             ]
             self.optimizer = cls([group for group in groups if group["params"]], **kwargs)
         return self.optimizer
+
+
+def _saved_and_loaded(guard: Guard, folder: Path, settings: Settings, device: Any) -> Guard:
+    """A guard whose weights were cut, as one that runs again."""
+    guard.save_pretrained(folder)
+    load = {"dtype": settings.model.dtype, "attn_implementation": settings.model.attn_implementation}
+    return Guard.from_pretrained(folder, device=device, batch_size=guard.batch_size, **load)
 
 
 def guard_loss(logits: Mapping[str, Tensor], labels: Labels, options: GuardOptions) -> tuple[Tensor, dict[str, float]]:

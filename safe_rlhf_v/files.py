@@ -12,12 +12,15 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to, which takes its place once all is written; its folder is made.
 
-    A reader sees the old file or the new one, never half of it. Where writing fails the old one stays.
+    A reader sees the old file or the new one, never half of it, after a power cut too. Where writing fails the old one
+    stays. One writer at a time: the path beside is always the same.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     yield beside
+    with beside.open("rb+") as file:
+        os.fsync(file.fileno())
     os.replace(beside, path)
 
 

@@ -89,7 +89,7 @@ class CompareSettings(Section):
 def load_compare(path: Path | None, overrides: Sequence[str] = (), *, quick: bool = False) -> CompareSettings:
     """A comparison's settings; with quick, what stands under `quick` comes on top, then the overrides.
 
-    A file with `extends: other.yaml` stands on top of that one, which lies beside it. A method that `quick.methods`
+    A file with `extends: other.yaml` stands on top of that one, which lies beside it; errors name the upper one. A method that `quick.methods`
     leaves out is left out with its sweeps and claims; one it names keeps its settings. Raises SettingsError.
     """
     if path is None:
@@ -102,10 +102,16 @@ def load_compare(path: Path | None, overrides: Sequence[str] = (), *, quick: boo
     return validate(CompareSettings, tree, path, overrides)
 
 
-def _extended(path: Path) -> dict[str, Any]:
+def _extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     tree = dict(read_yaml(path))
-    below = tree.pop("extends", None)
-    return tree if below is None else merge(read_yaml(path.parent / str(below)), tree)
+    if "extends" not in tree:
+        return tree
+    below = tree.pop("extends")
+    if not isinstance(below, str) or not (path.parent / below).is_file():
+        raise SettingsError(f"{path}: extends = {below!r}: name a settings file that lies beside this one")
+    if path.parent / below in (*above, path):
+        raise SettingsError(f"{path}: extends = {below!r}: that one extends this one")
+    return merge(_extended(path.parent / below, (*above, path)), tree)
 
 
 def _with_quick(tree: dict[str, Any], path: Path) -> dict[str, Any]:

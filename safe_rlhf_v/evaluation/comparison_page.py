@@ -61,7 +61,6 @@ class PageData:
 
 def write_page(data: PageData, folder: Path) -> Path:
     """compare.html and compare.json into the folder; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "compare.json", json.dumps(to_json(data), indent=1, allow_nan=False) + "\n")
     replace_text(folder / "compare.html", render(data))
     return folder / "compare.html"

@@ -62,7 +62,6 @@ TRAJECTORIES = (
 def write_report(data: ReportData, folder: str | Path) -> Path:
     """Writes `report.json` and `report.html` into `folder` (made if missing); returns the path of the page."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     replace_text(target / "report.json", data.to_json())
     replace_text(target / "report.html", render(data))
     return target / "report.html"

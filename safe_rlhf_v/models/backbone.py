@@ -22,7 +22,7 @@ from safe_rlhf_v.models.adapters import CONFIG_FILE, LoraSettings, adapter_param
 from safe_rlhf_v.models.collation import alike, in_order, join
 from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.quirks import LOGIT_CAPS, LOGIT_DIVISORS, LOGIT_FACTORS, UNJOINABLE
-from safe_rlhf_v.models.source import ModelError, reading
+from safe_rlhf_v.models.source import ModelError, reading, trust_remote_code
 from safe_rlhf_v.models.vision_cache import encode_images
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -72,7 +72,7 @@ def load_backbone(
             f"adapter {adapters[0]} cannot be merged into {quantization} weights without rounding it away: "
             "merge it in full precision first (load_backbone(...).save_pretrained(...)), then quantize that folder"
         )
-    options: dict[str, Any] = {"attn_implementation": attn_implementation}
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code()}
     if quantization:  # quantized weights are placed while they load and never moved: each process has its own device
         options["quantization_config"] = _quantization(quantization, dtype)
         options["device_map"] = {"": process_state().device if device is None else device}

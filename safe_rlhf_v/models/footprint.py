@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from safe_rlhf_v.models.allocations import Allocations
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, outside_language, to_dtype
 from safe_rlhf_v.models.memory import checkpoint_gradients
-from safe_rlhf_v.models.source import reading
+from safe_rlhf_v.models.source import reading, trust_remote_code
 from safe_rlhf_v.tensors import token_logps
 
 Loss = Literal["logps", "values", "score"]
@@ -73,9 +73,10 @@ class Sizes:
 def meta_model(path: str | Path, dtype: str) -> Any:
     """The model of a folder with a config.json (weights are not needed) or of a hub id, without any memory."""
     with reading(path, "has no config.json that transformers can read"):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code())
     with torch.device("meta"), reading(path, "not a vision-language model that transformers knows"):
-        return AutoModelForImageTextToText.from_config(config, dtype=to_dtype(dtype)).eval()
+        options = {"dtype": to_dtype(dtype), "trust_remote_code": trust_remote_code()}
+        return AutoModelForImageTextToText.from_config(config, **options).eval()
 
 
 def sizes(path: str | Path, dtype: str, quantization: str | None = None, lora: LoraSettings | None = None) -> Sizes:

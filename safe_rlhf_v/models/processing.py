@@ -19,7 +19,7 @@ from beavertails_v.schema import Prompt
 from safe_rlhf_v.models.collation import as_row, collate, join, join_vision, row_bytes, stack_responses
 from safe_rlhf_v.models.lru import Lru
 from safe_rlhf_v.models.quirks import MODALITY_ATTRIBUTE, MODALITY_TOKEN, TOKEN_ALIGNED, NoVideos
-from safe_rlhf_v.models.source import NO_PROCESSOR, PROCESSOR, ModelError, reading, require_processor
+from safe_rlhf_v.models.source import NO_PROCESSOR, PROCESSOR, ModelError, reading, require_processor, trust_remote_code
 from safe_rlhf_v.types import Inputs, Responses
 
 __all__ = [
@@ -72,18 +72,19 @@ def load_processor(path: str | Path) -> ProcessorMixin:
 
 
 def _load_processor(path: str | Path) -> ProcessorMixin:
+    trust = trust_remote_code()
     if is_torchvision_available():
-        return AutoProcessor.from_pretrained(path)
+        return AutoProcessor.from_pretrained(path, trust_remote_code=trust)
     config, _ = ProcessorMixin.get_processor_dict(path)
     cls = getattr(transformers, config.get("processor_class") or "", None)
     if cls is None or "video_processor" not in cls.get_attributes():
-        return AutoProcessor.from_pretrained(path)
+        return AutoProcessor.from_pretrained(path, trust_remote_code=trust)
     load: dict[str, Callable[..., Any]] = {
         "image_processor": AutoImageProcessor.from_pretrained,
         "tokenizer": AutoTokenizer.from_pretrained,
     }
-    load["video_processor"] = lambda _: NoVideos(**config.get("video_processor", {}))
-    parts = [load[name](path) for name in cls.get_attributes()]
+    load["video_processor"] = lambda *_, **__: NoVideos(**config.get("video_processor", {}))
+    parts = [load[name](path, trust_remote_code=trust) for name in cls.get_attributes()]
     return cls.from_args_and_dict(parts, config)
 
 

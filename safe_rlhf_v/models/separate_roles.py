@@ -12,12 +12,11 @@ from torch import nn
 
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.models.backbone import freeze_vision, load_backbone, share_vision
-from safe_rlhf_v.models.collation import alike
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.memory import apply_liger, compile_layers, recompute_language
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
-from safe_rlhf_v.models.sharding import Role, Sharding, whole_tree
+from safe_rlhf_v.models.sharding import Role, Sharding, refuse_several_forwards, whole_tree
 from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.models.zero3 import Zero3, Zero3Role
 from safe_rlhf_v.types import Inputs
@@ -150,8 +149,8 @@ class SeparateRoles(RoleBase):
         return self._roots.get(role)
 
     def prepare(self, inputs: Inputs) -> Inputs:
-        if self.sharded and len(alike(inputs)) > 1:
-            raise ModelError("rows of this family may need forwards of their own: ranks would wait; train under DDP")
+        if self.sharded:
+            refuse_several_forwards(inputs)
         return super().prepare(inputs) if self._one_tower else inputs
 
     def gather_policy(self, keep: bool) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import FullyShardedDataParallelPlugin
@@ -23,9 +23,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.models.backbone import output_head, outside_language
+from safe_rlhf_v.models.collation import alike
 from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.models.zero3_parts import StatePart, gather, is_cut, put
+from safe_rlhf_v.types import Inputs
 
 
 class Role(nn.Module):
@@ -66,10 +68,10 @@ class Sharding:
         self.shard(root, backbone, head)
         return root
 
-    def shard(self, module: nn.Module, backbone: Any, heads: nn.Module | None = None) -> None:
+    def shard(self, module: nn.Module, backbone: Any, *heads: nn.Module | None) -> None:
         """Cut `module`, the root whose forward runs `backbone`, in place: a group a decoder layer, one for the rest.
 
-        heads are cut too, in a group of their own that computes in float32. Make optimizers after this.
+        heads are cut too, in groups of their own that compute in float32. Make optimizers after this.
         Raises ModelError for a language model without `layers`, ValueError where what is outside it takes gradients.
         """
         layers = getattr(backbone.get_decoder(), "layers", None)
@@ -77,8 +79,9 @@ class Sharding:
             raise ModelError(f"{type(backbone).__name__}: its language model has no `layers` to cut; use DDP")
         whole = settle_uncut(backbone, self.mesh.device_type, self.param_dtype)
         options: dict[str, Any] = {"mesh": self.mesh, "reshard_after_forward": True}
-        if heads is not None:
-            fully_shard(heads, **options)
+        for head in heads:
+            if head is not None:
+                fully_shard(head, **options)
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=self.param_dtype)
         for layer in layers:
             fully_shard(layer, **options)
@@ -102,17 +105,26 @@ def settle_uncut(backbone: Any, device: str | torch.device, dtype: torch.dtype |
     return whole
 
 
+def refuse_several_forwards(inputs: Inputs) -> None:
+    """Ranks whose models are cut make equally many forwards. Raises ModelError for rows that need some of their own."""
+    if len(alike(inputs)) > 1:
+        raise ModelError("rows of this family may need forwards of their own: ranks would wait; train under DDP")
+
+
 def launched_sharded() -> bool:
     """Whether `accelerate launch` asks for FSDP or DeepSpeed."""
-    asked = (os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
-    return any(asked)
+    return launched_under("FSDP") or launched_under("DEEPSPEED")
+
+
+def launched_under(kind: Literal["FSDP", "DEEPSPEED"]) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"
 
 
 def sharding_of_launch() -> Sharding | None:
     """What `accelerate launch` asked for by its configuration: FSDP2, or nothing. Raises SettingsError for what is not
     supported: FSDP1, parameters off-loaded to the CPU, and here DeepSpeed (`zero3_of_launch`).
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+    if launched_under("DEEPSPEED"):
         raise SettingsError("models are cut by FSDP2 here, not DeepSpeed: use configs/accelerate/fsdp2.yaml")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
@@ -186,6 +198,22 @@ def whole_tree(tree: Any, keep: bool = True) -> Any:
 
 def _full_tensor(shard: Any) -> Tensor:
     return shard.detach().full_tensor()  # type: ignore[no-any-return]
+
+
+def make_whole(module: nn.Module, keep: bool) -> None:
+    """Before a model is saved on one rank, on every rank: put whole weights, on the CPU, where cut ones are.
+
+    keep: on the rank that saves; others only take part. No forward of the model works after this.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
+    for owner in module.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False, remove_duplicate=False)):
+            if not is_sharded(parameter):
+                continue
+            if parameter not in made:
+                whole = whole_tree(parameter, keep)
+                made[parameter] = nn.Parameter(whole, parameter.requires_grad) if keep else parameter
+            setattr(owner, name, made[parameter])
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:

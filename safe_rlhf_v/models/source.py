@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ from transformers import ProcessorMixin
 
 MODEL = ("config.json", "adapter_config.json")  # any one marks a folder as a model's
 PROCESSOR = (*MODEL, "processor_config.json", "preprocessor_config.json")  # or as one that holds a processor
+
+
+TRUST = "SAFE_RLHF_V_TRUST_REMOTE_CODE"
 
 
 class ModelError(ValueError):
@@ -27,11 +31,24 @@ def reading(path: str | Path, lacks: str, marks: Sequence[str] = MODEL) -> Itera
         raise ModelError(f"{path}: holds no config.json, so it is no model in transformers' format")
     try:
         yield
-    except (OSError, ValueError, TypeError) as error:  # whichever of its parts fails first
+    except (OSError, ValueError, TypeError, ImportError) as error:  # whichever of its parts fails first
         why = str(error).strip().partition("\n")[0]
+        if "trust_remote_code" in str(error) and not trust_remote_code():
+            raise ModelError(
+                f"{path}: brings Python code of its own, which would run on this machine; read it, then set the "
+                f"environment variable {TRUST}=1 ({why})"
+            ) from error
         if folder.exists():
             raise ModelError(f"{path}: {lacks} ({why})") from error
         raise ModelError(f"{path}: no such folder, and not to be had from the hub ({why})") from error
+
+
+def trust_remote_code() -> bool:
+    """Whether models may bring Python code of their own: all of this process, their bases and processors too.
+
+    The environment says so, not settings: those files travel.
+    """
+    return os.environ.get(TRUST) == "1"
 
 
 def require_processor(processor: object, path: str | Path) -> None:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.models.processes import process_state
-from safe_rlhf_v.models.sharding import settle_uncut
+from safe_rlhf_v.models.sharding import launched_under, settle_uncut
 
 CONFIG: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,  # only named in a log that is off
@@ -41,7 +41,7 @@ def zero3_of_launch() -> Zero3 | None:
     (other stages, off-loading, a file of DeepSpeed's own, half precision) and where DeepSpeed is not installed.
     """
     asked = lambda name: os.environ.get(f"ACCELERATE_{name}", "none").lower()  # noqa: E731
-    if asked("USE_DEEPSPEED") != "true":
+    if not launched_under("DEEPSPEED"):
         return None
     example = "use configs/accelerate/deepspeed_zero3.yaml"
     if asked("DEEPSPEED_CONFIG_FILE") != "none":

@@ -37,7 +37,6 @@ TEACHER_CURVES = {"mae": "teacher's score error (MAE), lower is better", "pearso
 def write_page(found: Comparison, folder: str | Path) -> Path:
     """Writes refinement.json and refinement.html; returns the path of the page."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     replace_text(target / "refinement.json", json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
     replace_text(target / "refinement.html", render(found))
     return target / "refinement.html"

@@ -18,10 +18,11 @@ from beavertails_v.schema import Comparison
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
 from safe_rlhf_v.algorithms.sacpo import SACPO, merge
 from safe_rlhf_v.config import Settings, SettingsError, TrainSection
-from safe_rlhf_v.models.backbone import add_lora, fingerprint, load_backbone
+from safe_rlhf_v.models.backbone import add_lora, load_backbone
 from safe_rlhf_v.models.heads import HEADS_FILE, HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.separate_roles import same_tokens
+from safe_rlhf_v.models.sharding import launched_sharded
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.cost_ascent import CostAscent
 from safe_rlhf_v.training.direct_rows import DirectCollator, DirectRows, read_columns, write_columns
@@ -61,6 +62,10 @@ def train_direct(
     in `output_dir`. reward_model, cost_model: folders, for an algorithm that asks for scores. Adapters train without
     dropout and are merged: the folder always holds a whole model. Raises as `train_sft`.
     """
+    if launched_sharded() and hasattr(algorithm, "dual"):
+        raise SettingsError(
+            f"direct.algorithm: {type(algorithm).__name__} draws answers while it trains: not under FSDP2, use DDP"
+        )
     output_dir = Path(output_dir)
     backbone, encoder = load_for_training(base, settings, section)
     scorers = _scorers(algorithm, encoder, reward_model, cost_model)
@@ -84,6 +89,7 @@ def train_direct(
     measured = fit(trainer, "direct", resume_from_checkpoint)
     if trainer.dual_state is not None:
         measured["multiplier"] = trainer.dual_state.value
+    trainer.make_whole()
     if trainer.is_world_process_zero():
         save_policy(backbone, encoder, output_dir, settings, base if section.use_lora else None)
     return finish(trainer, "direct", base, settings, rows, held_out, measured)  # type: ignore[arg-type]
@@ -122,7 +128,7 @@ def _precompute(
     """
     folder = Path(str(trainer.args.output_dir))
     wanted = {name: scorers if name == "train" else {} for name in sets}
-    source = (str(reference), fingerprint(model.backbone), *(_made(path) for path in scorers.values()))
+    source = (str(reference), trainer.start, *(_made(path) for path in scorers.values()))
     keys = {name: hashlib.sha256(f"{source}{rows.digest()}".encode()).hexdigest() for name, rows in sets.items()}
     found = {name: read_columns(folder / f"{name}_columns.safetensors", keys[name]) for name in sets}
     trainer.accelerator.wait_for_everyone()  # nobody writes before everybody has looked

@@ -17,8 +17,9 @@ from transformers import TrainingArguments
 
 from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
-from safe_rlhf_v.models.backbone import encode_images, vision_is_frozen
+from safe_rlhf_v.models.backbone import encode_images, fingerprint, vision_is_frozen
 from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.sharding import refuse_several_forwards
 from safe_rlhf_v.training.direct_rows import DirectRows
 from safe_rlhf_v.training.encode import interleaved
 from safe_rlhf_v.training.preference_metrics import ranking
@@ -32,13 +33,15 @@ Batch = Mapping[str, Any]
 class DirectTrainer(SupervisedTrainer):
     """Policy against a reference whose log-probabilities stand in the rows' columns, so that one model is held.
 
-    dual_state: that of the algorithm's multiplier, where it has one; saved with every checkpoint.
+    start: fingerprint of the policy before training. dual_state: that of the algorithm's multiplier, where it has one;
+    saved with every checkpoint.
     """
 
     def __init__(
         self, model: ResponseLogps, args: TrainingArguments, *, algorithm: DirectAlgorithm, **more: Any
     ) -> None:
         self.backbone, self.algorithm = model.backbone, algorithm
+        self.start = fingerprint(model.backbone)
         self.dual_state = algorithm.dual.init() if hasattr(algorithm, "dual") else None
         super().__init__(model, args, **more)
 
@@ -64,6 +67,8 @@ class DirectTrainer(SupervisedTrainer):
         found: dict[str, list[Tensor]] = defaultdict(list)
         with torch.random.fork_rng(), torch.no_grad(), self.accelerator.autocast():
             for batch in map(self._prepare_inputs, self.get_eval_dataloader(rows)):
+                if self.cut:
+                    refuse_several_forwards(batch["pairs"].prompts)
                 for name, value in self.accelerator.gather_for_metrics(values(batch)).items():
                     found[name].append(value.float().cpu())
         return {name: torch.cat(parts) for name, parts in found.items()}

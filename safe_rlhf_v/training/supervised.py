@@ -29,7 +29,7 @@ from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, l
 from safe_rlhf_v.models.heads import HeadedModel, save_adapter
 from safe_rlhf_v.models.memory import checkpoint_gradients
 from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.models.sharding import launched_sharded
+from safe_rlhf_v.models.sharding import launched_sharded, launched_under
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.encode import PairCollator, ResponseCollator, Rows, pair_rows, response_rows
 from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
@@ -67,6 +67,7 @@ def train_sft(
         callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
     )
     measured = fit(trainer, "sft", resume_from_checkpoint)
+    trainer.make_whole()
     if trainer.is_world_process_zero():
         save_policy(backbone, encoder, output_dir, settings, base if section.use_lora else None)
     return finish(trainer, "sft", base, settings, rows, held_out, measured)
@@ -104,7 +105,6 @@ def train_preference_model(
     )
     measured = fit(trainer, kind, resume_from_checkpoint)
     if trainer.is_world_process_zero():
-        model.save_pretrained(output_dir, encoder.processor)
         _write_scores(output_dir / "evaluation_scores.jsonl", held_out, *trainer.scored)
     if kind == "cost":
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))[:SAMPLE].tolist()
@@ -112,6 +112,9 @@ def train_preference_model(
         measured["train_sample"] = trainer.measure(trainer.get_eval_dataloader(sample))
         if trainer.is_world_process_zero():
             _write_scores(output_dir / "train_scores.jsonl", sample, *trainer.scored)
+    trainer.make_whole()
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output_dir, encoder.processor)
     return finish(trainer, kind, base, settings, rows, held_out, measured)
 
 
@@ -126,8 +129,13 @@ def load_for_training(base: str | Path, settings: Settings, section: TrainSectio
 
 
 def prepared_backbone(base: str | Path, settings: Settings, section: TrainSection) -> Any:
-    """The base model as a stage trains it, seed set first: vision frozen or not, as the section says."""
+    """The base model as a stage trains it, seed set first: vision frozen or not, as the section says.
+
+    Raises SettingsError where it should be cut over the ranks and cannot be.
+    """
     model = settings.model
+    if launched_sharded():
+        _refuse_under_sharding(settings, section)
     set_seed(settings.seed)
     backbone = load_backbone(
         base, dtype=model.dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
@@ -136,6 +144,22 @@ def prepared_backbone(base: str | Path, settings: Settings, section: TrainSectio
         freeze_vision(backbone)
     checkpoint_gradients(backbone, section.gradient_checkpointing)
     return backbone
+
+
+def _refuse_under_sharding(settings: Settings, section: TrainSection) -> None:
+    stage = _stage(section)
+    if launched_under("DEEPSPEED"):
+        raise SettingsError(f"{stage} is cut by FSDP2, not DeepSpeed: use configs/accelerate/fsdp2.yaml")
+    if settings.model.quantization:
+        raise SettingsError("model.quantization: FSDP2 does not cut quantized weights: set it to null, or use DDP")
+    if not section.freeze_vision:
+        raise SettingsError(f"{stage}.freeze_vision: false is not supported under FSDP2: set it to true, or use DDP")
+    if section.optim not in ("adamw_torch", "adamw_torch_fused"):
+        raise SettingsError(f"{stage}.optim {section.optim!r} does not know cut weights: use adamw_torch under FSDP2")
+
+
+def _stage(section: TrainSection) -> str:
+    return type(section).__name__.removesuffix("Section").lower()
 
 
 def freeze_output_layer(backbone: Any) -> None:
@@ -168,8 +192,7 @@ def training_arguments(section: TrainSection, output_dir: str | Path, seed: int,
     shared = section.model_dump(include=set(TrainSection.model_fields) - ours)
     known = [optimizer.value for optimizer in OptimizerNames]
     if section.optim not in known:
-        stage = type(section).__name__.removesuffix("Section").lower()
-        raise SettingsError(f"{stage}.optim = {section.optim!r}: should be one of {', '.join(known)}")
+        raise SettingsError(f"{_stage(section)}.optim = {section.optim!r}: should be one of {', '.join(known)}")
     return TrainingArguments(
         output_dir=str(output_dir),
         seed=seed,
@@ -188,8 +211,6 @@ def training_arguments(section: TrainSection, output_dir: str | Path, seed: int,
 
 
 def fit(trainer: SupervisedTrainer, name: str, resume: Resume) -> dict[str, Any]:
-    if launched_sharded() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise SettingsError("the supervised stages run under DDP, one process a GPU, not under FSDP or DeepSpeed")
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressBar(name))

@@ -7,20 +7,33 @@ dataclasses in `types`; checkpoints hold what is trained and nothing frozen; a l
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from safe_rlhf_v.losses import token_cross_entropy
 from safe_rlhf_v.models.backbone import encode_images, output_head, response_hidden, vision_is_frozen
 from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.sharding import (
+    make_whole,
+    optimizer_part,
+    part_of,
+    refuse_several_forwards,
+    sharding_of_launch,
+    whole_tree,
+)
+from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.tensors import token_logps
 from safe_rlhf_v.training.encode import interleaved
 from safe_rlhf_v.training.preference_metrics import cost_metrics, reward_metrics
@@ -31,13 +44,22 @@ WEIGHTS = "model.safetensors"  # the name Trainer knows
 
 
 class SupervisedTrainer(Trainer):
-    """Trainer for batches of our dataclasses. A subclass gives `loss(model, batch) -> (loss, metrics)`."""
+    """Trainer for batches of our dataclasses. A subclass gives `loss(model, batch) -> (loss, metrics)`.
+
+    Launched under FSDP2 it cuts the model at once; checkpoints are those of one process all the same.
+    """
 
     backbone: Any  # of the unwrapped model: frozen pictures are encoded outside the wrapped forward
+    pictures: VisionCache | None = None  # keeps image features between steps
 
     def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # without a launcher several GPUs mean DataParallel, which splits tensors only
-        super().__init__(model, args, **kwargs)
+        self.cut = cut_for_launch(model, args)
+        hidden = {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_PARALLELISM_CONFIG": "false"} if self.cut else {}
+        with patch_environment(**hidden):  # accelerate would cut the model once more, on GPUs
+            super().__init__(model, args, **kwargs)
+        if self.cut:  # neither wrapped in DDP nor under autocast
+            self.accelerator.prepare_model = lambda model, **_: model  # type: ignore[method-assign]
         self._sums: dict[str, list[float]] = defaultdict(list)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
@@ -59,13 +81,45 @@ class SupervisedTrainer(Trainer):
 
     def features(self, prompts: Inputs) -> Inputs:
         """Prompts with image features where the tower is frozen, so that a picture is encoded once a step."""
-        return encode_images(self.backbone, prompts) if vision_is_frozen(self.backbone) else prompts
+        if self.cut:
+            refuse_several_forwards(prompts)
+        return encode_images(self.backbone, prompts, self.pictures) if vision_is_frozen(self.backbone) else prompts
+
+    def make_whole(self) -> None:
+        """After training and measuring, on every rank: the main one may then save the model, which no longer runs."""
+        if self.cut:
+            make_whole(self.model, keep=self.is_world_process_zero())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= {name: sum(values) / len(values) for name, values in self._sums.items()}
             self._sums.clear()
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer; of a cut model what is trained is made whole, and the rest not even gathered."""
+        if not self.cut:
+            return super().save_model(output_dir, _internal_call)
+        state = self.model.state_dict()
+        whole = whole_tree({name: state[name] for name in _trained(self.model)}, keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, whole)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.cut:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        whole = whole_tree(self.optimizer.state_dict(), keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(whole, os.path.join(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.cut or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        state = torch.load(os.path.join(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.load_state_dict(optimizer_part(state, parameters))
+        self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """What is trained, and buffers: a frozen 7B backbone is not written at every checkpoint."""
@@ -90,6 +144,8 @@ class SupervisedTrainer(Trainer):
         state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         target = self.model if model is None else model
         missing = [name for name in _trained(target) if name not in state]
+        current = target.state_dict()
+        state = {name: part_of(value, current[name]) if name in current else value for name, value in state.items()}
         unexpected = target.load_state_dict(state, strict=False).unexpected_keys
         if missing or unexpected:
             raise ValueError(
@@ -109,6 +165,17 @@ class SupervisedTrainer(Trainer):
 
     def measure(self, batches: Any) -> dict[str, float | None]:
         raise NotImplementedError
+
+
+def cut_for_launch(model: Any, args: TrainingArguments) -> bool:
+    """Cut a model with a `backbone`, and perhaps `heads`, as `accelerate launch` asks; whether it does."""
+    sharding = sharding_of_launch()
+    if sharding is None:
+        return False
+    if args.bf16:
+        sharding = replace(sharding, param_dtype=torch.bfloat16)
+    sharding.shard(model, model.backbone, *getattr(model, "heads", {}).values())
+    return True
 
 
 def _trained(model: nn.Module) -> list[str]:

@@ -180,6 +180,23 @@ def test_the_shipped_comparisons_can_be_planned(tmp_path: Path, config: Path, qu
     assert len({run.folder for run in runs}) == len(runs) > len(compare.methods)
 
 
+def test_a_file_stands_on_others_and_each_error_says_what_is_wrong(tmp_path: Path) -> None:
+    write = lambda name, tree: (tmp_path / name).write_text(yaml.safe_dump(tree))  # noqa: E731
+    write("low.yaml", yaml.safe_load(CONFIG.read_text()))
+    write("middle.yaml", {"extends": "low.yaml", "seeds": [7]})
+    write("top.yaml", {"extends": "middle.yaml", "output_dir": "elsewhere"})
+    top, low = load_compare(tmp_path / "top.yaml"), load_compare(tmp_path / "low.yaml")
+    assert (top.seeds, str(top.output_dir)) == ([7], "elsewhere") and top.methods == low.methods
+    for wrong in ("", ["low.yaml"], "no.yaml"):
+        write("wrong.yaml", {"extends": wrong})
+        with pytest.raises(SettingsError, match=r"wrong.yaml: extends = .*name a settings file that lies beside"):
+            load_compare(tmp_path / "wrong.yaml")
+    write("low.yaml", {"extends": "top.yaml"})
+    with pytest.raises(SettingsError, match=r"low.yaml: extends = 'top.yaml': that one extends this one"):
+        load_compare(tmp_path / "top.yaml")
+
+
+
 class Forked:
     """In place of subprocess.Popen for `python -m module argument`: a copy of this process, which has torch loaded."""
 

@@ -5,32 +5,42 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny_models
 import torch
 from accelerate.utils import set_seed
 from comparisons import comparisons
+from forks import CONTEXT
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from beavertails_v.schema import Prompt
+from beavertails_v.schema import LabelledResponse, Prompt, Response
+from guard.train import GuardOptions, train_guard
+from safe_rlhf_v.algorithms.dpo import DPO
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
-from safe_rlhf_v.config import load_settings
+from safe_rlhf_v.config import Settings, load_settings
 from safe_rlhf_v.duals import LogDual
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.roles import SeparateRoles
 from safe_rlhf_v.models.sharding import sharding_of_launch, whole_tree
 from safe_rlhf_v.models.zero3 import zero3_of_launch
+from safe_rlhf_v.training.direct import train_direct
 from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
 from safe_rlhf_v.training.optimization import Updater
-from safe_rlhf_v.training.supervised import train_preference_model
+from safe_rlhf_v.training.supervised import train_preference_model, train_sft
+from safe_rlhf_v.training.trainers import SupervisedTrainer
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": SHARDED, "zero3": ZERO3}
+BF16 = {"bf16": SHARDED | {"ACCELERATE_MIXED_PRECISION": "bf16"}}
 COPIED = {"copied": SHARDED | {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2"}}  # two nodes, each of one device
 # two prompts without a picture stand together, so that a rank of two has none in some rollouts
 PROMPTS = [
@@ -100,6 +110,43 @@ def trainer(
     return run
 
 
+def launch(models: Path, folder: Path, number: int, kind: str = "ddp", target: Any = None, **changes: Any) -> list[int]:
+    """A run on so many processes; their exit codes. A run that hangs is killed and fails the test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [(rank, number, port, kind, str(models), str(folder)) for rank in range(number)]
+    processes = [CONTEXT.Process(target=target or run_rank, args=args, kwargs=changes) for args in arguments]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + 600
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging, f"{len(hanging)} of {number} processes hang"
+    return [process.exitcode or 0 for process in processes]
+
+
+def close(one: Any, other: Any, path: str = "") -> None:
+    """Nested states equal up to the order of sums."""
+    if isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6, msg=lambda text: f"{path}: {text}")
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            close(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            close(a, b, f"{path}[{i}]")
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5), path
+    else:
+        assert one == other, path
+
+
 def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_dir: str, **changes: Any) -> None:
     """A whole run as one rank; the main one leaves the weights of every role that trains in weights.pt."""
     torch.set_num_threads(1)
@@ -118,26 +165,68 @@ def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_di
         torch.distributed.destroy_process_group()
 
 
-def train_reward_model(rank: int, ranks: int, port: int, kind: str, models: str, output_dir: str) -> None:
-    """The reward stage on four pairs a step, one of them without a picture, however many ranks share them."""
+def train_stages(
+    rank: int,
+    ranks: int,
+    port: int,
+    kind: str,
+    models: str,
+    output_dir: str,
+    runs: Mapping[str, tuple[str, Sequence[str]]],
+    die_at: int | None = None,
+) -> None:
+    """Supervised stages one after the other, on four rows a step of which some have no picture, however many ranks.
+
+    runs: name of a folder to a stage and its settings. die_at: the last rank is killed in this step.
+    """
     torch.set_num_threads(1)
     _environment(rank, ranks, port, kind)
-    pairs = comparisons(8)
-    for i in (0, 4):
-        pairs[i] = replace(pairs[i], prompt=replace(pairs[i].prompt, images=()))
-    chosen = ["max_steps=3", f"per_device_train_batch_size={4 // ranks}", "learning_rate=1e-3", "save_steps=2"]
-    settings = load_settings(None, [f"reward.{x}" for x in chosen])
-    train_preference_model("reward", pairs, pairs[:4], Path(models) / "base", output_dir, settings)
+    if die_at is not None and rank == ranks - 1:
+        _die_in_loss(die_at)
+    for name, (stage, chosen) in runs.items():
+        quick = ["max_steps=3", "learning_rate=1e-3", "save_steps=2", "logging_steps=1"]
+        quick.append(f"per_device_train_batch_size={4 // ranks}")
+        settings = load_settings(None, [*(f"{stage}.{x}" for x in quick), *chosen])
+        train_stage(stage, Path(models) / "base", Path(output_dir) / name, settings)
     if ranks > 1:
         torch.distributed.destroy_process_group()
 
 
+def train_stage(stage: str, base: Path, folder: Path, settings: Settings) -> None:
+    pairs = comparisons(8)
+    for i in (0, 4):
+        pairs[i] = replace(pairs[i], prompt=replace(pairs[i].prompt, images=()))
+    if stage == "sft":
+        train_sft(pairs, pairs[:5], base, folder, settings)
+    elif stage == "direct":
+        train_direct(DPO(), pairs, pairs[:5], base, folder, settings, settings.direct, base)
+    elif stage == "guard":
+        rows = [LabelledResponse(prompt=pair.prompt, response=r) for pair in pairs for r in pair.responses]
+        harmless = [replace(pair.prompt, text="what is it?", category=None, benign=True) for pair in pairs]
+        rows += [LabelledResponse(prompt=p, response=Response(text="a key.", safe=True)) for p in harmless]
+        # severity is a mean over the unsafe rows of a rank
+        train_guard(rows, rows, base, folder, settings, options=GuardOptions(severity_weight=0, calibration_share=0.3))
+    else:
+        train_preference_model(stage, pairs, pairs[:5], base, folder, settings)  # type: ignore[arg-type]
+
+
 def _environment(rank: int, ranks: int, port: int, kind: str) -> None:
     """What `accelerate launch` tells a process."""
-    os.environ |= {"ACCELERATE_USE_CPU": "true"} | ((KINDS | COPIED)[kind] if ranks > 1 else {})
+    os.environ |= {"ACCELERATE_USE_CPU": "true"} | ((KINDS | COPIED | BF16)[kind] if ranks > 1 else {})
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def _die_in_loss(step: int) -> None:
+    real = SupervisedTrainer.compute_loss
+
+    def fatal(self: SupervisedTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step + 1 == step and self.model.training:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *args, **kwargs)
+
+    SupervisedTrainer.compute_loss = fatal  # type: ignore[method-assign]
 
 
 def _die_at(step: int) -> None:

@@ -173,6 +173,7 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
     """All six roles, on one backbone or on separate models."""
     from safe_rlhf_v.models.roles import AdapterRoles, SeparateRoles
     from safe_rlhf_v.models.sharding import launched_sharded, sharding_of_launch
+    from safe_rlhf_v.models.zero3 import zero3_of_launch
     from safe_rlhf_v.training.supervised import lora_settings
 
     model, policy = settings.model, settings.policy
@@ -190,11 +191,12 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
         vision_cache_bytes=policy.vision_cache_mb * 2**20,
     )
     if policy.roles == "separate":
-        return SeparateRoles.from_pretrained(start, reward, cost, sharding=sharding_of_launch(), **shared)
+        sharding = zero3_of_launch() or sharding_of_launch()
+        return SeparateRoles.from_pretrained(start, reward, cost, sharding=sharding, **shared)
     if launched_sharded():
         raise SettingsError(
             "policy.roles = 'adapters' trains under DDP (configs/accelerate/ddp.yaml): only adapters take gradients, "
-            "so there is little to cut. FSDP2 needs policy.roles: separate"
+            "so there is little to cut. FSDP2 and ZeRO-3 need policy.roles: separate"
         )
     # without dropout, under which old and new log-probabilities would differ by chance
     adapters: dict[str, Any] = dict(lora=lora_settings(settings, dropout=0.0), quantization=model.quantization)

@@ -13,7 +13,7 @@ from safe_rlhf_v.generation.transformers_engine import CacheKind, TransformersEn
 from safe_rlhf_v.models.backbone import encode_images, output_head
 from safe_rlhf_v.models.prefix import response_states
 from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.models.sharding import part_of
+from safe_rlhf_v.models.sharding import held, overwrite, shape_of
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.tensors import pool_last, token_logps
 from safe_rlhf_v.types import Inputs, Responses
@@ -107,19 +107,18 @@ class RoleBase:
             yield from ((f"{role}.{name}", p) for name, p in parameters.items())
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self._named()}
+        return {name: held(p) for name, p in self._named()}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         mine = dict(self._named())
         missing, extra = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
         if missing or extra:
             raise ValueError(f"the state does not fit these roles: missing {missing[:3]}, unexpected {extra[:3]}")
         for name, parameter in mine.items():
-            if parameter.shape != state[name].shape:
-                theirs, ours = tuple(state[name].shape), tuple(parameter.shape)
+            if shape_of(parameter) != state[name].shape:
+                theirs, ours = tuple(state[name].shape), tuple(shape_of(parameter))
                 raise ValueError(f"{name}: shape {theirs} in the state, {ours} here")
-            parameter.copy_(part_of(state[name], parameter))
+            overwrite(parameter, state[name])
 
 
 def _draw(roles: RoleBase, model: Any, head: None, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.memory import apply_liger, compile_layers, recompute_language
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
-from safe_rlhf_v.models.sharding import Role, Sharding, gathered, refuse_several_forwards, whole_tree
+from safe_rlhf_v.models.sharding import Role, Sharding, refuse_several_forwards, whole_tree
 from safe_rlhf_v.models.source import ModelError
+from safe_rlhf_v.models.zero3 import Zero3, Zero3Role
 from safe_rlhf_v.types import Inputs
 
 
@@ -28,7 +28,8 @@ class SeparateRoles(RoleBase):
 
     gradient_checkpointing: recompute the language models' activations in the backward pass, for less memory. options:
     those of `RoleBase`.
-    sharding: cut every model over the ranks (FSDP2); each rank then asks each role as many questions, in one order.
+    sharding: cut every model over the ranks (FSDP2, ZeRO-3); each rank then asks each role as many questions, in one
+    order.
     """
 
     def __init__(
@@ -39,13 +40,13 @@ class SeparateRoles(RoleBase):
         encoder: Encoder,
         *,
         gradient_checkpointing: bool = False,
-        sharding: Sharding | None = None,
+        sharding: Sharding | Zero3 | None = None,
         **options: Any,
     ) -> None:
         super().__init__(encoder, {}, **options)
         self._recompute = gradient_checkpointing
         self.models: dict[str, Any] = {}
-        self._roots: dict[str, Role] = {}
+        self._roots: dict[str, Role | Zero3Role] = {}
         self._sharding, self._one_tower = sharding, True
         self._weights: Any = None
         self._settle("policy", policy)
@@ -67,8 +68,7 @@ class SeparateRoles(RoleBase):
         if self._recompute and role in TRAINABLE:
             recompute_language(model)
         if self._sharding is not None:
-            self._roots[role] = Role(model, head)
-            self._sharding.shard(self._roots[role], model, head)
+            self._roots[role] = self._sharding.root(model, head)
 
     @classmethod
     def from_pretrained(
@@ -95,7 +95,7 @@ class SeparateRoles(RoleBase):
         sharded = options.get("sharding") is not None
         load: dict[str, Any] = dict(dtype=dtype, attn_implementation=attn_implementation)
         if sharded and torch_compile:
-            raise SettingsError("policy.torch_compile is not supported under FSDP2: set it to false")
+            raise SettingsError("policy.torch_compile is not supported where models are cut: set it to false")
         load["device"] = None if sharded else device  # cut models go to the device in parts
         policy = load_backbone(policy_dir, **load)
         encoder = Encoder(load_processor(policy_dir), max_prompt_length, config=policy.config)
@@ -140,11 +140,13 @@ class SeparateRoles(RoleBase):
         return self.models[role]
 
     def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
-        """Sharded models answer as one forward of their root. Without gradients they are gathered first: how many
-        forwards a question then takes is a rank's own affair (prompts that rows share are read once)."""
         if not self.sharded:
             return super()._ask(role, question, *args)
-        return self._roots[role](question if torch.is_grad_enabled() else partial(_whole, question), self, *args)
+        return self._roots[role].ask(question, self, *args)
+
+    def root(self, role: str) -> Role | Zero3Role | None:
+        """What answers for a sharded model."""
+        return self._roots.get(role)
 
     def prepare(self, inputs: Inputs) -> Inputs:
         if self.sharded:
@@ -154,7 +156,7 @@ class SeparateRoles(RoleBase):
     def gather_policy(self, keep: bool) -> None:
         """Before `save_policy` on one rank, on every rank: make sharded weights whole. keep: on the rank that saves."""
         if self.sharded:
-            weights = whole_tree(self.models["policy"].state_dict(), keep)
+            weights = whole_tree(self.models["policy"].state_dict(keep_vars=True), keep)
             self._weights = weights if keep else None
 
     def save_policy(self, folder: str | Path) -> None:
@@ -163,11 +165,6 @@ class SeparateRoles(RoleBase):
         self.models["policy"].save_pretrained(folder, state_dict=self._weights)
         self.encoder.processor.save_pretrained(folder)
         self._weights = None
-
-
-def _whole(question: Callable[..., Any], roles: RoleBase, backbone: Any, head: Any, *args: Any) -> Any:
-    with gathered(backbone):
-        return question(roles, backbone, head, *args)
 
 
 def same_tokens(tokenizer: Any, folder: str | Path) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from safe_rlhf_v.models.backbone import output_head, outside_language
 from safe_rlhf_v.models.collation import alike
 from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.source import ModelError
+from safe_rlhf_v.models.zero3_parts import StatePart, gather, is_cut, put
 from safe_rlhf_v.types import Inputs
 
 
@@ -38,6 +40,16 @@ class Role(nn.Module):
     def forward(self, question: Callable[..., Any], roles: Any, *args: Any) -> Any:
         return question(roles, self.backbone, self.head, *args)
 
+    def ask(self, question: Callable[..., Any], roles: Any, *args: Any) -> Any:
+        """One forward of the root. Without gradients it gathers all: how many forwards of the backbone a question then
+        takes is a rank's own affair (prompts that rows share are read once)."""
+        return self(question if torch.is_grad_enabled() else partial(_whole, question), roles, *args)
+
+
+def _whole(question: Callable[..., Any], roles: Any, backbone: Any, head: Any, *args: Any) -> Any:
+    with gathered(backbone):
+        return question(roles, backbone, head, *args)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharding:
@@ -50,6 +62,12 @@ class Sharding:
     mesh: DeviceMesh
     param_dtype: torch.dtype | None = None
 
+    def root(self, backbone: Any, head: nn.Module | None = None) -> Role:
+        """`backbone` and perhaps its head, cut, as the root of their forwards."""
+        root = Role(backbone, head)
+        self.shard(root, backbone, head)
+        return root
+
     def shard(self, module: nn.Module, backbone: Any, *heads: nn.Module | None) -> None:
         """Cut `module`, the root whose forward runs `backbone`, in place: a group a decoder layer, one for the rest.
 
@@ -59,11 +77,7 @@ class Sharding:
         layers = getattr(backbone.get_decoder(), "layers", None)
         if layers is None:
             raise ModelError(f"{type(backbone).__name__}: its language model has no `layers` to cut; use DDP")
-        whole = set(outside_language(backbone))
-        if any(p.requires_grad for p in whole):
-            raise ValueError("FSDP2 needs a frozen vision tower: freeze_vision: true, or train under DDP")
-        output_head(backbone)  # found by two forwards of the whole model, and remembered
-        self._place(backbone, whole)
+        whole = settle_uncut(backbone, self.mesh.device_type, self.param_dtype)
         options: dict[str, Any] = {"mesh": self.mesh, "reshard_after_forward": True}
         for head in heads:
             if head is not None:
@@ -73,14 +87,22 @@ class Sharding:
             fully_shard(layer, **options)
         fully_shard(module, ignored_params=whole, **options)
 
-    def _place(self, backbone: Any, whole: set[nn.Parameter]) -> None:
-        """Move what is not cut, and every buffer, to the device; `fully_shard` moves the rest, group by group."""
-        device = self.mesh.device_type
-        for parameter in whole:
-            parameter.data = parameter.data.to(device, self.param_dtype)
-        for module in backbone.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
+
+def settle_uncut(backbone: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> set[nn.Parameter]:
+    """Move what is not cut, and every buffer, to the device; returns the parameters of the vision tower and projector.
+
+    Raises ValueError where they take gradients.
+    """
+    whole = set(outside_language(backbone))
+    if any(p.requires_grad for p in whole):
+        raise ValueError("cut models need a frozen vision tower: freeze_vision: true, or train under DDP")
+    output_head(backbone)  # found by two forwards of the whole model, and remembered
+    for parameter in whole:
+        parameter.data = parameter.data.to(device, dtype)
+    for module in backbone.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return whole
 
 
 def refuse_several_forwards(inputs: Inputs) -> None:
@@ -100,10 +122,10 @@ def launched_under(kind: Literal["FSDP", "DEEPSPEED"]) -> bool:
 
 def sharding_of_launch() -> Sharding | None:
     """What `accelerate launch` asked for by its configuration: FSDP2, or nothing. Raises SettingsError for what is not
-    supported: FSDP1, parameters off-loaded to the CPU, DeepSpeed.
+    supported: FSDP1, parameters off-loaded to the CPU, and here DeepSpeed (`zero3_of_launch`).
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise SettingsError("separate models are cut by FSDP2, not DeepSpeed: use configs/accelerate/fsdp2.yaml")
+    if launched_under("DEEPSPEED"):
+        raise SettingsError("models are cut by FSDP2 here, not DeepSpeed: use configs/accelerate/fsdp2.yaml")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
     plugin = FullyShardedDataParallelPlugin()  # takes its settings from the environment
@@ -148,7 +170,17 @@ def gathered(backbone: Any) -> Iterator[None]:
 
 
 def is_sharded(parameter: Tensor) -> bool:
-    return isinstance(parameter, DTensor)
+    return isinstance(parameter, DTensor) or is_cut(parameter)
+
+
+def held(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter, as `whole_tree` takes it, without its gradient."""
+    return parameter if is_cut(parameter) else parameter.detach()
+
+
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole parameter, cut or not."""
+    return parameter.ds_shape if is_cut(parameter) else parameter.shape  # type: ignore[attr-defined, no-any-return]
 
 
 def whole_tree(tree: Any, keep: bool = True) -> Any:
@@ -156,13 +188,16 @@ def whole_tree(tree: Any, keep: bool = True) -> Any:
 
     One tensor is whole at a time on the device. keep: False on ranks that only take part, which get None for it.
     """
-    if isinstance(tree, DTensor):
-        shard: Any = tree.detach()
-        whole = shard.full_tensor()
+    if isinstance(tree, DTensor | StatePart) or is_cut(tree):
+        whole = _full_tensor(tree) if isinstance(tree, DTensor) else gather(tree)
         return whole.cpu() if keep else None
     if isinstance(tree, Mapping):
         return {key: whole_tree(value, keep) for key, value in tree.items()}
     return [whole_tree(value, keep) for value in tree] if isinstance(tree, list) else tree
+
+
+def _full_tensor(shard: Any) -> Tensor:
+    return shard.detach().full_tensor()  # type: ignore[no-any-return]
 
 
 def make_whole(module: nn.Module, keep: bool) -> None:
@@ -187,6 +222,12 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
         return whole
     placed = whole.to(like.device, like.dtype)
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def overwrite(parameter: nn.Parameter, whole: Tensor) -> None:
+    """Give a parameter, cut or not, the values of a tensor that every rank holds whole."""
+    put(parameter, whole) if is_cut(parameter) else parameter.copy_(part_of(whole, parameter))
 
 
 def optimizer_part(state: Mapping[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:

@@ -366,9 +366,9 @@ def _smallest(halved: Sequence[Sequence[int | None]]) -> list[int | None]:
 def _refuse_under_sharding(args: OnlineArguments) -> None:
     """Where weights are cut over ranks, each rank must make as many forwards, and torch's AdamW knows their parts."""
     if args.optim not in ("adamw_torch", "adamw_torch_fused"):
-        raise SettingsError(f"policy.optim {args.optim!r} does not know cut weights: use adamw_torch under FSDP2")
+        raise SettingsError(f"policy.optim {args.optim!r} does not know cut weights: use adamw_torch")
     if args.per_device_micro_batch_tokens:
         raise SettingsError(
-            "policy.per_device_micro_batch_tokens lets ranks make unequal numbers of forwards, which FSDP2 cannot: use "
-            "per_device_micro_batch_size"
+            "policy.per_device_micro_batch_tokens lets ranks make unequal numbers of forwards, and cut models cannot: "
+            "use per_device_micro_batch_size"
         )

@@ -19,8 +19,10 @@ from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
 from safe_rlhf_v.batching import MicroBatches, lengths, trim
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.losses import clipped_value_loss, token_cross_entropy
-from safe_rlhf_v.models.roles import Roles, Which
+from safe_rlhf_v.models.roles import Roles, SeparateRoles, Which
 from safe_rlhf_v.models.sharding import optimizer_part
+from safe_rlhf_v.models.zero3 import Zero3Role
+from safe_rlhf_v.models.zero3_parts import load_optimizer_state, optimizer_state
 from safe_rlhf_v.rollout import minibatch
 from safe_rlhf_v.training.arguments import OnlineArguments
 from safe_rlhf_v.training.runtime import Averages, ShuffledIndices, average_gradients
@@ -72,35 +74,81 @@ class Trained:
         average_gradients(accelerator, self.parameters)
         total = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         norm = (total.full_tensor() if isinstance(total, DTensor) else total).item()
+        self._refuse_not_finite(norm, rollout)
+        self.optimizer.step()
+        self.zero_grad()
+        return norm
+
+    def _refuse_not_finite(self, norm: float, rollout: int) -> None:
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"step {rollout}: the norm of the {self.name} gradient is {norm}; lower its learning rate, or load the "
                 "models in a wider dtype, and resume from the last checkpoint"
             )
-        self.optimizer.step()
+
+    def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+
+    def backward(self, accelerator: Accelerator, loss: Tensor) -> None:
+        """Add the gradient of a loss to what was gathered since `zero_grad`."""
+        accelerator.backward(loss)
 
     @property
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        return {"optimizer": self._optimizer_state(), "scheduler": self.scheduler.state_dict()}
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        """As of one process, but for tensors that `whole_tree` makes whole."""
+        return self.optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(optimizer_part(state["optimizer"], self.parameters))
         self.scheduler.load_state_dict(state["scheduler"])
 
 
+class Zero3Trained(Trained):
+    """The same where DeepSpeed has cut the network: its engine gathers gradients, clips and steps."""
+
+    def __init__(self, root: Zero3Role, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.engine = root.train_with(self.optimizer, self.max_grad_norm)
+
+    def zero_grad(self) -> None:
+        self.engine.optimizer.zero_grad()
+
+    def backward(self, accelerator: Accelerator, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, accelerator: Accelerator, rollout: int) -> float:
+        self.engine.step()
+        norm = math.nan if self.engine.optimizer.overflow else float(self.engine.get_global_grad_norm())
+        self._refuse_not_finite(norm, rollout)
+        return norm
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        return optimizer_state(self.optimizer, self.parameters)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        load_optimizer_state(self.engine.optimizer, self.parameters, state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+
 def trained_networks(roles: Roles, args: OnlineArguments, critics: bool) -> dict[str, Trained]:
     """The policy and, if wanted, the two critics, by the names their losses are logged under."""
-    policy = Trained("policy", roles.policy_parameters(), args, args.learning_rate, args.weight_decay)
-    if not critics:
-        return {"policy": policy}
-    reward = Trained("reward_value", roles.critic_parameters("reward"), args, args.critic_learning_rate)
-    cost = Trained("cost_value", roles.critic_parameters("cost"), args, args.critic_learning_rate)
-    return {"policy": policy, "reward_value": reward, "cost_value": cost}
+
+    def trained(name: str, role: str, parameters: Sequence[nn.Parameter], *rates: float) -> Trained:
+        root = roles.root(role) if isinstance(roles, SeparateRoles) else None
+        arguments: Any = (name, parameters, args, *rates)
+        return Zero3Trained(root, *arguments) if isinstance(root, Zero3Role) else Trained(*arguments)
+
+    networks = [trained("policy", "policy", roles.policy_parameters(), args.learning_rate, args.weight_decay)]
+    for which in ("reward", "cost") if critics else ():
+        parameters = roles.critic_parameters(which)
+        networks.append(trained(f"{which}_value", f"{which}_critic", parameters, args.critic_learning_rate))
+    return {network.name: network for network in networks}
 
 
 class Demonstrations:
@@ -159,13 +207,13 @@ class Updater:
         total = max(1, int(filled.sum()))
 
         def work(parts: list[list[int]]) -> Averages:
-            self.trained[name].optimizer.zero_grad(set_to_none=True)
+            self.trained[name].zero_grad()
             averages = Averages()
             for rows in parts:
                 weight = int(filled[rows].sum()) / total
                 part = (rollout, advantages) if len(parts) == 1 else minibatch(rollout, advantages, rows)
                 loss, metrics = self._loss(name, *part)
-                self.accelerator.backward(loss * weight)
+                self.trained[name].backward(self.accelerator, loss * weight)
                 averages.add({f"{name}_loss": loss.item(), **metrics}, weight)
             if shown:
                 averages.add({"ptx_loss": self._imitate(shown)})
@@ -195,6 +243,6 @@ class Updater:
         for rows in self.batches.plan(*lengths(inputs, responses)):
             part, said = trim(inputs.select(rows), responses.select(rows))
             loss = token_cross_entropy(self.roles.logps(part, said), said.mask) * (len(rows) / len(shown))
-            self.accelerator.backward(self.demonstrations.coefficient * loss)
+            self.trained["policy"].backward(self.accelerator, self.demonstrations.coefficient * loss)
             total += loss.item()
         return total

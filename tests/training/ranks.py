@@ -30,6 +30,7 @@ from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.roles import SeparateRoles
 from safe_rlhf_v.models.sharding import sharding_of_launch, whole_tree
+from safe_rlhf_v.models.zero3 import zero3_of_launch
 from safe_rlhf_v.training.direct import train_direct
 from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
 from safe_rlhf_v.training.optimization import Updater
@@ -37,7 +38,8 @@ from safe_rlhf_v.training.supervised import train_preference_model, train_sft
 from safe_rlhf_v.training.trainers import SupervisedTrainer
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": SHARDED}
+ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": SHARDED, "zero3": ZERO3}
 BF16 = {"bf16": SHARDED | {"ACCELERATE_MIXED_PRECISION": "bf16"}}
 COPIED = {"copied": SHARDED | {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2"}}  # two nodes, each of one device
 # two prompts without a picture stand together, so that a rank of two has none in some rollouts
@@ -89,7 +91,7 @@ def trainer(
         folder / "base",
         folder / "reward",
         folder / "cost",
-        sharding=sharding_of_launch(),
+        sharding=zero3_of_launch() or sharding_of_launch(),
         gradient_checkpointing=recompute,
     )
     assert roles.models["policy"].is_gradient_checkpointing is recompute

@@ -35,6 +35,7 @@ def folders(family: str) -> dict[str, Path]:
 
 def roles(family: str, kind: str, **options: Any) -> Any:
     found = folders(family)
+    torch.manual_seed(0)  # of fresh adapters
     cls, own = (AdapterRoles, {"lora": LORA}) if kind == "adapters" else (SeparateRoles, {})
     return cls.from_pretrained(found["base"], found[f"{kind} reward"], found[f"{kind} cost"], **own, **options)
 

@@ -121,6 +121,12 @@ def label(row: dict[str, Any], text: str) -> tuple[int, int]:
     return (3 if re.search(rf"\b{row['name']}\b", text.lower()) else 1), 2
 
 
+def speaker(path: Path, temperature: float) -> Answering:
+    """The model of a folder, which answers in at most 32 tokens."""
+    generation = {"max_new_tokens": 32, "temperature": temperature, "batch_size": 32}
+    return Answering(path, Settings.model_validate({"generation": generation}))
+
+
 def answers(answering: Answering, prompts: list[Prompt]) -> list[str]:
     """One answer a prompt, prompts of like length together."""
     order = sorted(range(len(prompts)), key=lambda i: (bool(prompts[i].images), len(prompts[i].text)))
@@ -142,11 +148,8 @@ def main() -> None:
     names = json.loads(listing.read_text())
     pairs = list(parts.request_pairs(arguments.parts or arguments.folder / "parts"))
     rng.shuffle(pairs)
-    settings = Settings.model_validate(
-        {"generation": {"max_new_tokens": 32, "temperature": 0.8, "batch_size": 32}, "model": {"path": "base"}}
-    )
     torch.manual_seed(0)
-    answering = Answering(arguments.folder / "base", settings)
+    answering = speaker(arguments.folder / "base", temperature=0.8)
     cut = len(pairs) * 3 // 4
     for split, count, mine in (
         ("train", arguments.train, pairs[:cut]),

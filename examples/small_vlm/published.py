@@ -20,8 +20,6 @@ import parts
 import torch
 
 from beavertails_v import Prompt
-from safe_rlhf_v.cli.answering import Answering
-from safe_rlhf_v.config import Settings
 from safe_rlhf_v.evaluation.statistics import wilson
 
 
@@ -38,12 +36,9 @@ def main() -> None:
         "harmless": parts.harmless_requests(source),
     }
     asked = {k: random.Random(0).sample(texts, min(arguments.limit, len(texts))) for k, texts in asked.items()}
-    settings = Settings.model_validate(
-        {"generation": {"max_new_tokens": 32, "temperature": 0.7, "batch_size": 32}, "model": {"path": "base"}}
-    )
     result = {}
     for model, path in (("base", arguments.folder / "base"), ("aligned", arguments.aligned)):
-        answering = Answering(path, settings)
+        answering = data.speaker(path, temperature=0.7)
         for kind, texts in asked.items():
             torch.manual_seed(0)
             said = data.answers(answering, [Prompt(text=text) for text in texts])

@@ -126,7 +126,7 @@ def sharding_of_launch() -> Sharding | None:
     """
     if launched_under("DEEPSPEED"):
         raise SettingsError("models are cut by FSDP2 here, not DeepSpeed: use configs/accelerate/fsdp2.yaml")
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+    if not launched_under("FSDP"):
         return None
     plugin = FullyShardedDataParallelPlugin()  # takes its settings from the environment
     if plugin.fsdp_version != 2 or os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":

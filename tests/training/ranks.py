@@ -17,7 +17,7 @@ import tiny_models
 import torch
 from accelerate.utils import set_seed
 from comparisons import comparisons
-from forks import CONTEXT
+from forks import CONTEXT, serve
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from beavertails_v.schema import LabelledResponse, Prompt, Response
@@ -112,6 +112,7 @@ def trainer(
 
 def launch(models: Path, folder: Path, number: int, kind: str = "ddp", target: Any = None, **changes: Any) -> list[int]:
     """A run on so many processes; their exit codes. A run that hangs is killed and fails the test."""
+    serve("ranks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from forks import serve
 from ranks import close, launch
 
 from safe_rlhf_v.config import SettingsError
@@ -27,11 +26,6 @@ needs_deepspeed = pytest.mark.skipif(
 CUT = ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)]
 kinds = pytest.mark.parametrize("kind", ["ddp", *CUT])
 Run = Callable[..., list[int]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> None:
-    serve("ranks")
 
 
 @pytest.fixture(scope="module")

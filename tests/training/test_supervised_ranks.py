@@ -13,7 +13,6 @@ import ranks
 import tiny_models
 import torch
 from comparisons import comparisons
-from forks import serve
 from ranks import close, launch
 from safetensors.torch import load_file
 
@@ -39,11 +38,6 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 BFLOAT16 = dict.fromkeys(("sft", "cost-lora"), ("model.dtype=bfloat16",))
 LOADERS: dict[str, Any] = {"reward": HeadedModel, "cost": HeadedModel, "guard": Guard}
 every_run = pytest.mark.parametrize("name", RUNS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> None:
-    serve("ranks")
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ LORA = LoraSettings(r=16, alpha=32)
 class Work:
     """N prompts with `images` pictures of `pixels` each, G samples of exactly `new_tokens`; an optimizer step on all.
 
-    vocabulary: tokens of the tiny model; 0 is the picture world's own.
+    vocabulary: tokens of the tiny model; 0 is the picture world's own. micro_batch: rows of a pass; 0 for all.
     """
 
     size: str = "tiny"
@@ -63,6 +63,8 @@ class Work:
     new_tokens: int = 24
     vocabulary: int = 0
     pixels: int = 64
+    micro_batch: int = 0
+    gradient_checkpointing: bool = False
 
     @property
     def rows(self) -> int:

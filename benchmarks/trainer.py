@@ -3,14 +3,16 @@
     python benchmarks/trainer.py --size tiny
 
 Contenders, each in a process of its own, take turns: one update each, round after round. Same model, prompts, samples,
-lengths and adapters; one optimizer step a rollout.
+lengths, adapters and bound on the rows of a pass; one optimizer step a rollout. All but the tiny ones are too big to
+stand side by side: their processes start anew for every turn, and make an update that is not counted first.
 
     ours, functions        group_lag; reward and cost are two functions of the text: the same work as TRL's
     TRL GRPO, functions    GRPOTrainer with two reward functions, the same adapters, and a KL to the reference
     ours, models           group_lag with a reward and a cost model as adapters
     ours, models, critics  ppo_lag with a reward model, a cost model and two critics as adapters
-    separate, models, critics   ppo_lag on six full models, pictures encoded afresh by each pass, all weights trained
-                                but the towers': the shape of the released trainer (not for 7B: six models do not fit)
+    separate, models, critics   ppo_lag on six full models, pictures and prompts read afresh by each pass and for each
+                                sample, all weights trained but the towers': the shape of the released trainer (not for
+                                7B: six models do not fit)
 
 TRL has no reward model for pictures, no cost model and no critics, so the first two rows compare like with like.
 """
@@ -18,6 +20,7 @@ TRL has no reward model for pictures, no cost model and no critics, so the first
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -46,6 +49,7 @@ from common import (
     trainer,
     write,
 )
+from tqdm import trange
 
 from safe_rlhf_v.models.adapters import lora_config
 from safe_rlhf_v.models.processing import Encoder
@@ -65,15 +69,20 @@ def harmful(text: str) -> float:
 
 
 class Afresh(SeparateRoles):
-    """Encodes pictures at every pass of every model."""
+    """Encodes pictures at every pass of every model, and reads a prompt with each of its samples."""
 
     def prepare(self, inputs: Inputs) -> Inputs:
         return inputs
 
+    def _ask(self, role: str, question: Callable[..., Any], inputs: Inputs, *args: Any) -> Any:
+        apart = replace(inputs, picture_keys=tuple(map(str, range(len(inputs)))))
+        return super()._ask(role, question, apart, *args)
+
 
 def ours(roles: Any, work: Work, device: torch.device, folder: Path, critics: bool, functions: bool) -> Step:
     scorer = TextScorer(lambda prompt, text: (helpful(text), harmful(text)), roles.encoder.decode)
-    online = trainer(roles, work, folder, critics=critics, scorer=scorer if functions else None)
+    options = {"scorer": scorer if functions else None, "per_device_micro_batch_size": work.micro_batch or None}
+    online = trainer(roles, work, folder, critics=critics, **options)
     return lambda: Clock(device).time(online.advance, repeats=1, warm=False)
 
 
@@ -84,7 +93,8 @@ def separate(work: Work, device: torch.device, dtype: torch.dtype) -> SeparateRo
     for name in ("reward_critic", "cost_critic"):
         scorers[name].requires_grad_(True)
         scorers[name].heads = torch.nn.ModuleDict({name.removesuffix("_critic"): scorers[name].heads[name]})
-    return Afresh(policy, build(work, device, dtype)[0], scorers, Encoder(processor, config=policy.config))
+    reference, encoder = build(work, device, dtype)[0], Encoder(processor, config=policy.config)
+    return Afresh(policy, reference, scorers, encoder, gradient_checkpointing=work.gradient_checkpointing)
 
 
 def trl_grpo(work: Work, device: torch.device, dtype: torch.dtype, folder: Path) -> Step:
@@ -118,11 +128,14 @@ def trl_grpo(work: Work, device: torch.device, dtype: torch.dtype, folder: Path)
         {"prompt": [{"role": "user", "content": p.text}], "images": [i.load() for i in p.images]}
         for p in make_prompts(work, work.prompts * 4)
     ]
+    micro = work.micro_batch or work.rows
     config = GRPOConfig(
-        output_dir=str(folder), max_steps=1, per_device_train_batch_size=work.rows, num_generations=work.samples,
-        steps_per_generation=1, max_completion_length=work.new_tokens, temperature=1.0, beta=0.02, learning_rate=1e-5,
-        reward_weights=[1.0, 1.0], gradient_checkpointing=False, bf16=False, use_cpu=device.type == "cpu",
-        save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, use_vllm=False,
+        output_dir=str(folder), max_steps=1, per_device_train_batch_size=micro, num_generations=work.samples,
+        gradient_accumulation_steps=work.rows // micro, steps_per_generation=work.rows // micro,
+        max_completion_length=work.new_tokens, temperature=1.0, beta=0.02, learning_rate=1e-5,
+        reward_weights=[1.0, 1.0], gradient_checkpointing=work.gradient_checkpointing, bf16=False,
+        use_cpu=device.type == "cpu", save_strategy="no", logging_strategy="no", report_to="none",
+        disable_tqdm=True, use_vllm=False,
     )  # fmt: skip
     grpo = GRPOTrainer(
         model=model, reward_funcs=[reward, cost], args=config, train_dataset=Dataset.from_list(rows),
@@ -151,7 +164,8 @@ def contender(name: str, work: Work, device: torch.device, dtype: torch.dtype, f
         return trl_grpo(work, device, dtype, folder)
     if name.startswith("separate"):
         return ours(separate(work, device, dtype), work, device, folder, critics, functions)
-    return ours(adapter_roles(work, device, dtype, critics=critics), work, device, folder, critics, functions)
+    options = {"critics": critics, "gradient_checkpointing": work.gradient_checkpointing}
+    return ours(adapter_roles(work, device, dtype, **options), work, device, folder, critics, functions)
 
 
 def serve(name: str, work: Work, device: torch.device, dtype: torch.dtype) -> None:
@@ -181,9 +195,27 @@ def ask(process: subprocess.Popen[str], name: str, log: Path, request: str = "")
         process.stdin.flush()
     line = process.stdout.readline()
     if not line:
-        last = log.read_text().strip().splitlines()[-1:] or ["no message"]
-        raise SystemExit(f"{name} ended: {last[0]} (all of it: {log})")
+        code, last = process.wait(), log.read_text().strip().splitlines()[-1:] or ["no message"]
+        how = "was killed: memory may have run out" if code == -signal.SIGKILL else f"ended with {code}: {last[0]}"
+        raise SystemExit(f"{name} {how} (its output: {log})")
     return dict(json.loads(line))
+
+
+def measure_apart(names: list[str], rounds: int, logs: Path) -> dict[str, list[dict[str, Any]]]:
+    """The same as `measure` with one process at a time, which makes an update that is not counted in every turn."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in trange(rounds, desc="rounds"):
+        for i, name in enumerate(names):
+            log = logs / f"{i}.log"
+            process = start(name, log)
+            try:
+                ask(process, name, log)
+                ask(process, name, log, "step\n")
+                found[name].append(ask(process, name, log, "step\n"))
+            finally:
+                process.kill()
+                process.wait()
+    return found
 
 
 def measure(names: list[str], rounds: int, logs: Path) -> dict[str, list[dict[str, Any]]]:
@@ -221,21 +253,29 @@ def main() -> None:
     arguments = parser(__doc__ or "", "runs/benchmarks/trainer.json")
     arguments.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     arguments.add_argument("--rounds", type=int, default=5, help="updates of each that count")
+    arguments.add_argument("--prompts", type=int, help="prompts of a rollout")
+    arguments.add_argument("--samples", type=int, help="responses to each")
     arguments.add_argument("--new-tokens", type=int, help="tokens of a response")
     arguments.add_argument("--pixels", type=int, help="side of a picture; tiny makes (pixels / 16)^2 tokens of it")
+    arguments.add_argument("--micro-batch", type=int, help="rows of a pass (default: all)")
+    arguments.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
     arguments.add_argument("--one-process", action="store_true", help="measure time alone, all in this process")
     arguments.add_argument("--serve", choices=list(CONTENDERS), help="used by the script itself")
     options = arguments.parse_args()
     device, dtype = setting(options)
     work = default_work(options.size)
-    work = replace(work, new_tokens=options.new_tokens or work.new_tokens, pixels=options.pixels or work.pixels)
+    asked = ("prompts", "samples", "new_tokens", "pixels", "micro_batch", "gradient_checkpointing")
+    work = replace(work, **{name: value for name in asked if (value := getattr(options, name))})
+    if work.rows % (work.micro_batch or 1):
+        arguments.error(f"--micro-batch {work.micro_batch} does not divide the {work.rows} rows")
     if options.serve:
         return serve(options.serve, work, device, dtype)
     names = [n for n in options.contenders if options.size in SHAPES or not n.startswith("separate")]
     if options.one_process:
         found = measure_here(names, work, options.rounds, device, dtype)
     else:
-        found = measure(names, options.rounds, Path(tempfile.mkdtemp()))
+        together = measure if options.size == "tiny" else measure_apart
+        found = together(names, options.rounds, Path(tempfile.mkdtemp()))
     unit, rows = Clock(device).unit, []
     for name in names:
         seconds = statistics.median(answer["seconds"] for answer in found[name])

@@ -15,7 +15,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import pad
 
-from safe_rlhf_v.models.collation import in_order
+from safe_rlhf_v.models.collation import distinct, in_order
 from safe_rlhf_v.types import Inputs, Responses
 
 T = TypeVar("T")
@@ -24,6 +24,23 @@ log = logging.getLogger(__name__)
 
 class OutOfMemory(RuntimeError):
     """Memory runs out with a single row in a pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSizes:
+    """Of B rows: tokens of their prompts and responses, and which prompt each reads; a pass reads a prompt once."""
+
+    prompts: Sequence[int]
+    responses: Sequence[int]
+    prompt_of: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def tokens(self, rows: Sequence[int]) -> int:
+        """Tokens of a pass of these rows, pads included."""
+        read = len({self.prompt_of[i] for i in rows}) * max(self.prompts[i] for i in rows)
+        return read + len(rows) * max(self.responses[i] for i in rows)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,31 +58,38 @@ class MicroBatches:
     halved: int | None = None
     fixed: bool = False
 
-    def plan(self, prompts: Sequence[int], responses: Sequence[int]) -> list[list[int]]:
-        """Rows with so many prompt and response tokens, in parts: the longest first, like lengths together."""
-        count = len(prompts)
+    def plan(self, sizes: RowSizes) -> list[list[int]]:
+        """Rows in parts, the longest first: like lengths together, or samples of a prompt, whichever is fewer tokens
+        over all passes."""
+        count = len(sizes)
         most = min(self.rows or count, self.halved or count)
-        if most >= count and self.tokens is None:
+        if most >= count and (self.tokens is None or sizes.tokens(range(count)) <= self.tokens):
             return [list(range(count))]
-        parts: list[list[int]] = []
-        wide = (0, 0)  # of the last part: its widest prompt and response
-        for row in sorted(range(count), key=lambda i: -(prompts[i] + responses[i])):
-            grown = (max(wide[0], prompts[row]), max(wide[1], responses[row]))
-            too_many = bool(parts) and (len(parts[-1]) + 1) * sum(grown) > (self.tokens or float("inf"))
-            if not parts or len(parts[-1]) == most or too_many:
-                parts.append([])
-                grown = (prompts[row], responses[row])
-            parts[-1].append(row)
-            wide = grown
-        return parts if len(parts) > 1 else [list(range(count))]
+        totals = [p + r for p, r in zip(sizes.prompts, sizes.responses, strict=True)]
+        longest: dict[int, int] = {}
+        for prompt, total in zip(sizes.prompt_of, totals, strict=True):
+            longest[prompt] = max(total, longest.get(prompt, 0))
+        by_length = sorted(range(count), key=lambda i: -totals[i])
+        by_prompt = sorted(by_length, key=lambda i: (-longest[sizes.prompt_of[i]], sizes.prompt_of[i]))
+        plans = [self._fill(order, sizes, most) for order in (by_length, by_prompt)]
+        return min(plans, key=lambda parts: sum(map(sizes.tokens, parts)))
 
-    def run(self, prompts: Sequence[int], responses: Sequence[int], work: Callable[[list[list[int]]], T]) -> T:
+    def _fill(self, order: Sequence[int], sizes: RowSizes, most: int) -> list[list[int]]:
+        parts: list[list[int]] = []
+        for row in order:
+            full = not parts or len(parts[-1]) == most
+            if full or sizes.tokens([*parts[-1], row]) > (self.tokens or float("inf")):
+                parts.append([])
+            parts[-1].append(row)
+        return parts
+
+    def run(self, sizes: RowSizes, work: Callable[[list[list[int]]], T]) -> T:
         """work(parts); where memory runs out, again with half the rows a part, which then stays so.
 
         work leaves no trace when it raises, or removes it when it begins. Raises OutOfMemory at a single row.
         """
         while True:
-            parts = self.plan(prompts, responses)
+            parts = self.plan(sizes)
             try:
                 return work(parts)
             except RuntimeError as error:
@@ -85,17 +109,25 @@ class MicroBatches:
         log.warning("out of memory with %d samples in a pass: going on with at most %d", rows, self.halved)
 
 
-def lengths(inputs: Inputs, responses: Responses) -> tuple[list[int], list[int]]:
-    """Tokens of each row's prompt and response."""
-    return inputs.attention_mask.sum(1).tolist(), responses.mask.sum(1).tolist()
+def sizes_of(inputs: Inputs, responses: Responses, read_once: bool) -> RowSizes:
+    """read_once: a pass reads a prompt that rows share once (`Roles.reads_once`)."""
+    prompts, said = inputs.attention_mask.sum(1).tolist(), responses.mask.sum(1).tolist()
+    return RowSizes(
+        prompts=prompts, responses=said, prompt_of=distinct(inputs)[1] if read_once else range(len(prompts))
+    )
 
 
 def by_parts(
-    look: Callable[[list[int], Inputs, Responses], Any], inputs: Inputs, responses: Responses, batches: MicroBatches
+    look: Callable[[list[int], Inputs, Responses], Any],
+    inputs: Inputs,
+    responses: Responses,
+    batches: MicroBatches,
+    read_once: bool,
 ) -> Any:
     """look(rows, their inputs, their responses) for every part, the answers put together in the rows' order.
 
-    An answer is a tensor (b,) or (b, r) of a part's b rows, or a tuple of such; what a part has not is 0.
+    An answer is a tensor (b,) or (b, r) of a part's b rows, or a tuple of such; what a part has not is 0. read_once: as
+    of `sizes_of`.
     """
 
     def work(parts: list[list[int]]) -> Any:
@@ -106,7 +138,7 @@ def by_parts(
             return stitch(parts, answers, responses.ids.shape[1])
         return tuple(stitch(parts, group, responses.ids.shape[1]) for group in zip(*answers, strict=True))
 
-    return batches.run(*lengths(inputs, responses), work)
+    return batches.run(sizes_of(inputs, responses, read_once), work)
 
 
 def stitch(parts: Sequence[Sequence[int]], answers: Sequence[Tensor], width: int, value: int = 0) -> Tensor:

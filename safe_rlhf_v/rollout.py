@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from beavertails_v.schema import Prompt
-from safe_rlhf_v.batching import MicroBatches, by_parts, cut, stitch, trim
+from safe_rlhf_v.batching import MicroBatches, RowSizes, by_parts, cut, stitch, trim
 from safe_rlhf_v.generation.base import Engine, Sampling
 from safe_rlhf_v.models.roles import Roles
 from safe_rlhf_v.scorers import Scorer
@@ -84,7 +84,7 @@ def sample(
     def score(rows: list[int], inputs: Inputs, responses: Responses) -> tuple[Tensor, Tensor]:
         return scorer([prompts[row // samples] for row in rows], inputs, responses)
 
-    rewards, costs = by_parts(score, inputs, responses, passes.looks)
+    rewards, costs = by_parts(score, inputs, responses, passes.looks, roles.reads_once(inputs))
     if rewards.shape != (len(responses),) or costs.shape != (len(responses),):
         shapes = f"rewards {tuple(rewards.shape)} and costs {tuple(costs.shape)}"
         raise ValueError(f"the scorer returned {shapes}; both must be ({len(responses)},), one a response")
@@ -117,7 +117,7 @@ def _draw(
         return Responses(ids=ids, mask=stitch(rows, [d.mask for d in drawn], width))
 
     lengths = inputs.attention_mask.sum(1).tolist()
-    return draws.run(lengths, [longest] * len(lengths), work)
+    return draws.run(RowSizes(prompts=lengths, responses=[longest] * len(lengths), prompt_of=range(len(lengths))), work)
 
 
 @torch.no_grad()
@@ -136,10 +136,11 @@ def collect(
     """Sample responses, and look at them as policy, as reference and, if wanted, as both critics."""
     passes = passes or Passes.bounded()
     drawn = sample(roles, scorer, prompts, sampling, samples, device=device, passes=passes, engine=engine)
+    read_once = roles.reads_once(drawn.inputs)
 
     def look(how: Callable[..., Tensor], what: str, **options: float) -> Tensor:
         see = lambda rows, inputs, responses: how(inputs, responses, what, **options)  # noqa: E731
-        return by_parts(see, drawn.inputs, drawn.responses, passes.looks)  # type: ignore[no-any-return]
+        return by_parts(see, drawn.inputs, drawn.responses, passes.looks, read_once)  # type: ignore[no-any-return]
 
     return Rollout(
         prompts=drawn.inputs,

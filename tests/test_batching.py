@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_rlhf_v.batching import MicroBatches, OutOfMemory, by_parts, cut, stitch, trim
+from safe_rlhf_v.batching import MicroBatches, OutOfMemory, RowSizes, by_parts, cut, sizes_of, stitch, trim
 from safe_rlhf_v.types import Inputs, Responses
 
 
@@ -22,45 +22,69 @@ def rows(prompts: list[int], responses: list[int]) -> tuple[Inputs, Responses]:
     return inputs, Responses(ids=(torch.arange(length) + 50) * said, mask=said)
 
 
-def padded(part: list[int], prompts: list[int], responses: list[int]) -> int:
-    return len(part) * (max(prompts[i] for i in part) + max(responses[i] for i in part))
+def sizes(prompts: list[int], responses: list[int], prompt_of: list[int] | None = None) -> RowSizes:
+    return RowSizes(prompts=prompts, responses=responses, prompt_of=prompt_of or range(len(prompts)))
 
 
 def test_without_a_bound_all_rows_go_together_in_their_order() -> None:
-    assert MicroBatches().plan([3, 9, 1], [1, 1, 5]) == [[0, 1, 2]]
-    assert MicroBatches(rows=3).plan([3, 9, 1], [1, 1, 5]) == [[0, 1, 2]]
-    assert MicroBatches(tokens=100).plan([3, 9, 1], [1, 1, 5]) == [[0, 1, 2]], "also where they fit a budget"
+    assert MicroBatches().plan(sizes([3, 9, 1], [1, 1, 5])) == [[0, 1, 2]]
+    assert MicroBatches(rows=3).plan(sizes([3, 9, 1], [1, 1, 5])) == [[0, 1, 2]]
+    assert MicroBatches(tokens=100).plan(sizes([3, 9, 1], [1, 1, 5])) == [[0, 1, 2]], "also where they fit a budget"
 
 
 def test_rows_of_like_length_stand_together_the_longest_first() -> None:
     # totals 4, 10, 6, 9: two by two, 1 and 3 before 2 and 0
-    assert MicroBatches(rows=2).plan([3, 9, 1, 8], [1, 1, 5, 1]) == [[1, 3], [2, 0]]
+    assert MicroBatches(rows=2).plan(sizes([3, 9, 1, 8], [1, 1, 5, 1])) == [[1, 3], [2, 0]]
 
 
 def test_a_budget_counts_pads() -> None:
     # The longest, 6 + 4, is alone: with 5 + 1 it would be 2 * (6 + 4) = 20. Then 2 * (5 + 1) = 12; a third would be 18.
-    assert MicroBatches(tokens=16).plan([5, 6, 5, 2], [1, 4, 1, 1]) == [[1], [0, 2], [3]]
+    assert MicroBatches(tokens=16).plan(sizes([5, 6, 5, 2], [1, 4, 1, 1])) == [[1], [0, 2], [3]]
     # widest prompt and widest response may come from two rows: 2 * (9 + 8) = 34
-    assert MicroBatches(tokens=33).plan([9, 1], [1, 8]) == [[0], [1]]
-    assert MicroBatches(tokens=34).plan([9, 1], [1, 8]) == [[0, 1]]
-    assert MicroBatches(tokens=3).plan([9, 1], [1, 8]) == [[0], [1]], "a row over the bound is a part of its own"
+    assert MicroBatches(tokens=33).plan(sizes([9, 1], [1, 8])) == [[0], [1]]
+    assert MicroBatches(tokens=34).plan(sizes([9, 1], [1, 8])) == [[0, 1]]
+    assert MicroBatches(tokens=3).plan(sizes([9, 1], [1, 8])) == [[0], [1]], "a row over the bound is a part of its own"
+
+
+def test_samples_of_a_prompt_stand_together_where_that_is_fewer_tokens() -> None:
+    # By length: [0, 2], [1, 3], each 2 * 9 + 2 * (4 or 2). By prompt, [0, 1], [2, 3]: each 9 + 2 * 4.
+    rows = [9, 9, 9, 9], [4, 2, 4, 2]
+    assert MicroBatches(rows=2).plan(sizes(*rows, [0, 0, 1, 1])) == [[0, 1], [2, 3]]
+    assert MicroBatches(rows=2).plan(sizes(*rows)) == [[0, 2], [1, 3]], "where each row reads its own"
+    # By length: [0, 2], [1, 3] are 2 * 1 + 2 * 40 and 2 * 1 + 2 * 2. By prompt, 1 + 2 * 40 twice.
+    assert MicroBatches(rows=2).plan(sizes([1, 1, 1, 1], [40, 2, 40, 2], [0, 0, 1, 1])) == [[0, 2], [1, 3]]
+
+
+def test_a_budget_counts_a_prompt_once() -> None:
+    two = sizes([9, 9, 9, 5], [4, 4, 4, 1], [0, 0, 0, 1])
+    assert MicroBatches(tokens=21).plan(two) == [[0, 1, 2], [3]]
+    assert MicroBatches(tokens=20).plan(two) == [[0, 1], [2], [3]]
+    assert MicroBatches(tokens=34).plan(two) == [[0, 1, 2, 3]], "2 * 9 + 4 * 4"
+
+
+def test_rows_share_a_prompt_where_the_model_reads_it_once() -> None:
+    inputs, responses = rows([3, 3, 2], [1, 2, 3])
+    assert list(sizes_of(inputs, responses, read_once=False).prompt_of) == [0, 1, 2]
+    of = sizes_of(inputs, responses, read_once=True)  # rows without pictures that read tokens 10, 11, 12 and 10, 11
+    assert (of.prompts, of.responses, of.prompt_of) == ([3, 3, 2], [1, 2, 3], [0, 0, 1])
+    assert of.tokens([0, 1]) == 3 + 2 * 2 and of.tokens([1, 2]) == 2 * 3 + 2 * 3
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=12),
     st.none() | st.integers(1, 6),
     st.none() | st.integers(1, 60),
 )
 def test_every_row_is_in_one_part_and_no_part_is_over_a_bound(
-    sizes: list[tuple[int, int]], most: int | None, tokens: int | None
+    found: list[tuple[int, int, int]], most: int | None, tokens: int | None
 ) -> None:
-    prompts, responses = [p for p, _ in sizes], [r for _, r in sizes]
-    parts = MicroBatches(rows=most, tokens=tokens).plan(prompts, responses)
-    assert sorted(i for part in parts for i in part) == list(range(len(sizes)))
+    of = sizes([p for p, _, _ in found], [r for _, r, _ in found], [k for _, _, k in found])
+    parts = MicroBatches(rows=most, tokens=tokens).plan(of)
+    assert sorted(i for part in parts for i in part) == list(range(len(found)))
     for part in parts:
         assert most is None or len(part) <= most
-        assert tokens is None or len(part) == 1 or padded(part, prompts, responses) <= tokens
+        assert tokens is None or len(part) == 1 or of.tokens(part) <= tokens
 
 
 def test_answers_come_back_in_the_rows_order() -> None:
@@ -73,8 +97,8 @@ def test_answers_come_back_in_the_rows_order() -> None:
         assert torch.equal(inputs.token_extras["kinds"], inputs.attention_mask * 3)
         return inputs.input_ids.sum(1) + 1000 * torch.tensor(part), responses.ids.float()
 
-    whole = by_parts(look, inputs, responses, MicroBatches())
-    parts = by_parts(look, inputs, responses, MicroBatches(rows=2))
+    whole = by_parts(look, inputs, responses, MicroBatches(), read_once=False)
+    parts = by_parts(look, inputs, responses, MicroBatches(rows=2), read_once=False)
     assert torch.equal(parts[0], whole[0])
     assert torch.equal(parts[1], whole[1]) and parts[1].shape == responses.ids.shape
     # all as they are; then rows 4, 1 (totals 10, 8), 2, 0 (8, 7) and 3 (7), cut to their own widest
@@ -119,19 +143,19 @@ OUT = [
 @pytest.mark.parametrize("error", OUT)
 def test_memory_that_runs_out_halves_the_rows_for_good(error: Exception) -> None:
     batches, memory = MicroBatches(), Memory(2, error)
-    assert batches.run([4] * 10, [1] * 10, memory.work) == 10
+    assert batches.run(sizes([4] * 10, [1] * 10), memory.work) == 10
     assert memory.tried == [10, 5, 2, 2, 2, 2, 2] and batches.halved == 2
-    assert batches.run([4] * 3, [1] * 3, memory.work) == 3
+    assert batches.run(sizes([4] * 3, [1] * 3), memory.work) == 3
     assert memory.tried[-2:] == [2, 1], "the next pass does not try what is known to fail"
 
 
 def test_a_single_row_that_does_not_fit_is_an_error_with_a_way_out() -> None:
     with pytest.raises(OutOfMemory, match=r"one sample.*policy\.gradient_checkpointing"):
-        MicroBatches().run([4, 4], [1, 1], Memory(0, OUT[0]).work)
+        MicroBatches().run(sizes([4, 4], [1, 1]), Memory(0, OUT[0]).work)
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
     memory = Memory(0, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
-        MicroBatches().run([4, 4], [1, 1], memory.work)
+        MicroBatches().run(sizes([4, 4], [1, 1]), memory.work)
     assert memory.tried == [2]

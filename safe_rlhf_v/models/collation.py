@@ -98,6 +98,21 @@ def alike(inputs: Inputs) -> list[list[int]]:
     return list(groups.values())
 
 
+def distinct(inputs: Inputs) -> tuple[list[int], list[int]]:
+    """The first row of each distinct prompt, and for every row the index of its prompt among those."""
+    pictures: Sequence[str | int] = inputs.picture_keys or [id(entries) for entries in inputs.vision]
+    found: dict[Any, int] = {}
+    first: list[int] = []
+    prompt_of: list[int] = []
+    for row, (ids, mask, picture) in enumerate(
+        zip(inputs.input_ids.tolist(), inputs.attention_mask.tolist(), pictures, strict=True)
+    ):
+        index = found.setdefault((*ids, *mask, picture), len(found))
+        prompt_of.append(index)
+        first += [row] if index == len(first) else []
+    return first, prompt_of
+
+
 def in_order(parts: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> Tensor:
     """Rows of the groups' tensors, each (rows, ...), back in the order of the batch."""
     order = torch.tensor([i for group in groups for i in group], device=parts[0].device)

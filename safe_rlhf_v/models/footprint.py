@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from safe_rlhf_v.models.allocations import Allocations
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, outside_language, to_dtype
-from safe_rlhf_v.models.memory import checkpoint_gradients
+from safe_rlhf_v.models.memory import recompute_language
+from safe_rlhf_v.models.prefix import empty, keeps_plain_caches, repeated
 from safe_rlhf_v.models.source import reading, trust_remote_code
 from safe_rlhf_v.tensors import token_logps
 
@@ -34,6 +35,7 @@ QUANTIZED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 class Step:
     """A forward, and with `grad` a backward, of B `rows` of L `length` tokens, R `response` of them.
 
+    prompts: as many of them that rows share and a pass reads once; None: each row reads its own.
     loss: what stands on the hidden states. lora: adapters train, all else is frozen; None trains all but the tower.
     autocast: compute in bfloat16. keep_grads: gradients stay (False: they leave at once, as sharded ones do).
     """
@@ -42,6 +44,7 @@ class Step:
     length: int
     response: int
     loss: Loss
+    prompts: int | None = None
     grad: bool = True
     lora: LoraSettings | None = None
     autocast: bool = False
@@ -52,7 +55,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Bytes of a model's weights by part, its trainable parameters and those of one adapter (numbers, not bytes)."""
+    """Bytes of a model's weights by part, its trainable parameters and those of one adapter (numbers, not bytes).
+
+    reads_once: whether a pass reads a prompt that rows share once.
+    """
 
     language: int
     vision: int
@@ -64,6 +70,7 @@ class Sizes:
     width: int
     vocabulary: int
     tied: bool
+    reads_once: bool
 
     @property
     def weights(self) -> int:
@@ -103,6 +110,7 @@ def sizes(path: str | Path, dtype: str, quantization: str | None = None, lora: L
         trainable=trainable, adapter=adapter, width=text.hidden_size, vocabulary=output.weight.shape[0],
         cache_a_token=2 * len(layers) * heads * to_dtype(dtype).itemsize,
         tied=output.weight is model.get_input_embeddings().weight,
+        reads_once=keeps_plain_caches(model.config) and not getattr(text, "cross_attention_layers", None),
     )  # fmt: skip
 
 
@@ -113,8 +121,7 @@ def step_peak(path: str | Path, dtype: str, step: Step) -> int:
     trained = [p for p in model.parameters() if p.requires_grad and not step.keep_grads]
     with fake, ExitStack() as undo:
         if step.checkpointing:
-            checkpoint_gradients(model, "language")
-            model.train()
+            recompute_language(model)
             undo.callback(lambda: (model.gradient_checkpointing_disable(), model.eval()))
         for parameter in trained:
             hook = parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
@@ -144,14 +151,29 @@ def _fake_model(path: str, dtype: str, lora: LoraSettings | None) -> tuple[FakeT
 
 
 def _loss(model: Any, head: nn.Module, step: Step) -> torch.Tensor:
-    ids = torch.zeros(step.rows, step.length, dtype=torch.long)
-    mask = torch.ones(step.rows, 1, step.length, step.length, dtype=torch.bool)  # as padded rows have
     with torch.autocast("cpu", torch.bfloat16) if step.autocast else nullcontext():
-        embedded = model.get_input_embeddings()(ids)
-        hidden = model.get_decoder()(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
+        states = _states(model, step)  # (B, R + 1, H)
         if step.loss == "score":
-            return head(hidden[:, -1].float()).sum()
-        states = hidden[:, -step.response - 1 : -1]
+            return head(states[:, -1].float()).sum()
         if step.loss == "values":
-            return head(states.float()).sum()
-        return token_logps(states, model.get_output_embeddings(), ids[:, -step.response :], step.chunk_size).sum()
+            return head(states[:, :-1].float()).sum()
+        ids = torch.zeros(step.rows, step.response, dtype=torch.long)
+        return token_logps(states[:, :-1], model.get_output_embeddings(), ids, step.chunk_size).sum()
+
+
+def _states(model: Any, step: Step) -> torch.Tensor:
+    """As `prefix.response_states` makes them."""
+    said = step.response + 1
+    if step.prompts is None:
+        return _decode(model, step.rows, step.length, 0, use_cache=False)[:, -said:]
+    cache, before = empty(model, keep=True), step.length - said
+    _decode(model, step.prompts, before, 0, past_key_values=cache, use_cache=True)
+    rows = repeated(model, cache, [i % step.prompts for i in range(step.rows)])
+    return _decode(model, step.rows, said, before, past_key_values=rows, use_cache=True)
+
+
+def _decode(model: Any, rows: int, length: int, before: int, **options: Any) -> torch.Tensor:
+    """(B, L, H) after L tokens that `before` tokens stand before, with a mask as padded rows have."""
+    embedded = model.get_input_embeddings()(torch.zeros(rows, length, dtype=torch.long))
+    mask = torch.ones(rows, 1, length, before + length, dtype=torch.bool)
+    return model.get_decoder()(inputs_embeds=embedded, attention_mask=mask, **options).last_hidden_state  # type: ignore[no-any-return]

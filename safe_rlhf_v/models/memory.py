@@ -42,7 +42,15 @@ def recompute_language(model: Any, context_fn: Callable[[], Any] | None = None) 
     only."""
     checkpoint_gradients(model, "language", context_fn)
     without_dropout(model)
+    for layer in model.get_decoder().layers:
+        if hasattr(layer, "_can_checkpoint_with_cache"):
+            layer._can_checkpoint_with_cache = True  # else transformers drops the cache of a layer that recomputes
     model.train()
+
+
+def keeps_caches(model: Any) -> bool:
+    """Whether layers that recompute their activations do so with the keys and values they were given."""
+    return all(getattr(layer, "_can_checkpoint_with_cache", False) for layer in model.get_decoder().layers)
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:

@@ -6,7 +6,7 @@ Shapes: N distinct prompts, B rows, P prompt length (left-padded), R response le
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,45 +16,100 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from safe_rlhf_v.models.backbone import hidden_states, on_device, position_ids
-from safe_rlhf_v.models.collation import alike, join
+from safe_rlhf_v.models.collation import alike, distinct, join
+from safe_rlhf_v.models.memory import keeps_caches
 from safe_rlhf_v.models.quirks import TOKEN_ALIGNED
 from safe_rlhf_v.types import Inputs, Responses
 
 
-def response_states(model: Any, inputs: Inputs, responses: Responses, placeholders: Sequence[int]) -> Tensor:
+def response_states(
+    model: Any, inputs: Inputs, responses: Responses, placeholders: Sequence[int], *, one_forward: bool = False
+) -> Tensor:
     """(B, R + 1, H): final states of the last prompt token and of every response token, at P - 1 .. P + R - 1.
 
-    Without gradients, and where rows share prompts, each prompt is read once. placeholders: ids that stand for
-    pictures.
+    Where rows share prompts, each prompt is read once, and its gradient is the sum over its rows. placeholders: ids
+    that stand for pictures. one_forward: of the backbone, whatever the rows share, where gradients are taken.
     """
     inputs, responses = on_device(model, inputs), on_device(model, responses)
-    last = inputs.input_ids.shape[1] - 1
-    if torch.is_grad_enabled() or len(alike(inputs)) > 1:
-        return hidden_states(model, inputs, responses)[:, last:]
+    last, grad = inputs.input_ids.shape[1] - 1, torch.is_grad_enabled()
     first, prompt_of = distinct(inputs)
-    if len(first) == len(inputs) or not readable_once(model, inputs, placeholders):
+    if len(first) == len(inputs) or (grad and one_forward) or not reads_once(model, inputs, placeholders, grad):
         return hidden_states(model, inputs, responses)[:, last:]
-    with evaluating(model):  # in train mode a model that recomputes activations drops its cache
-        cache = read(model, inputs.select(first))
-        cache.batch_select_indices(torch.tensor(prompt_of, device=model.device))
+    with nullcontext() if grad else evaluating(model):  # train mode is what makes it recompute activations
+        cache = read(model, inputs.select(first), empty(model, keep=True))
         whole = join(inputs, responses)
         return model.base_model(  # type: ignore[no-any-return]
             input_ids=whole["input_ids"][:, last:],
             attention_mask=whole["attention_mask"],
             position_ids=position_ids(model, whole)[..., last:],
-            past_key_values=cache,
+            past_key_values=repeated(model, cache, prompt_of),
             use_cache=True,
             return_dict=True,
         ).last_hidden_state
 
 
-def read(model: Any, inputs: Inputs) -> DynamicCache:
+def read(model: Any, inputs: Inputs, cache: DynamicCache | None = None) -> DynamicCache:
     """Keys and values of all but the last token of each prompt."""
-    prefix, cache = _without_last(inputs), DynamicCache(config=model.config)
+    prefix, cache = _without_last(inputs), DynamicCache(config=model.config) if cache is None else cache
     positions = position_ids(model, join(inputs))[..., :-1]  # (B, P - 1), or (3 or 4, B, P - 1) for M-RoPE
     arguments = join(prefix) | {"position_ids": positions, "past_key_values": cache}
     model.base_model(**arguments, use_cache=True, return_dict=True)
     return cache
+
+
+class _Again(DynamicLayer):
+    """A layer's keys and values in a pass whose layers may run twice, the second time to recompute activations: both
+    times start from the same."""
+
+    keep = True
+    start: dict[str, Any] | None = None
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.start is None:
+            self.start = {name: value for name, value in vars(self).items() if name != "start"}
+        self.__dict__.update(self.start)
+        found = super().update(*args, **kwargs)
+        if not self.keep:
+            self.__dict__.update(self.start)
+        return found
+
+
+class _Plain(_Again):
+    pass
+
+
+class _Sliding(_Again, DynamicSlidingWindowLayer):
+    pass
+
+
+def empty(model: Any, keep: bool) -> DynamicCache:
+    """A cache of plain and sliding layers that may run twice. keep: what a pass adds, for the next one."""
+    cache = DynamicCache(config=model.config)
+    for i, layer in enumerate(cache.layers):
+        sliding = isinstance(layer, DynamicSlidingWindowLayer)
+        cache.layers[i] = _Sliding(sliding_window=layer.sliding_window) if sliding else _Plain()
+        cache.layers[i].keep = keep
+    return cache
+
+
+def repeated(model: Any, cache: DynamicCache, prompt_of: Sequence[int]) -> DynamicCache:
+    """Keys and values of N prompts as those of B rows, for a pass after which they are not needed.
+
+    By parts, since the gradient of an index adds up its rows in any order on a GPU, and not twice the same.
+    """
+    rows = empty(model, keep=False)
+    for layer, of_prompts in zip(rows.layers, cache.layers, strict=True):
+        layer.__dict__.update({k: v for k, v in vars(of_prompts).items() if k not in ("start", "keep")})
+        for name in ("keys", "values") if layer.is_initialized else ():
+            parts = getattr(layer, name).unbind()
+            setattr(layer, name, torch.stack([parts[i] for i in prompt_of]))
+    return rows
+
+
+def reads_once(model: Any, inputs: Inputs, placeholders: Sequence[int], grad: bool = True) -> bool:
+    """Whether `response_states` reads prompts that rows share once. grad: where gradients are taken."""
+    drops = grad and model.training and not keeps_caches(model)
+    return not drops and len(alike(inputs)) == 1 and readable_once(model, inputs, placeholders)
 
 
 def readable_once(model: Any, inputs: Inputs, placeholders: Sequence[int], sliding: bool = True) -> bool:
@@ -63,27 +118,17 @@ def readable_once(model: Any, inputs: Inputs, placeholders: Sequence[int], slidi
 
     sliding: whether windows of keys and values will do.
     """
-    plain = {DynamicLayer, DynamicSlidingWindowLayer} if sliding else {DynamicLayer}
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     pictures = torch.tensor(list(placeholders), device=inputs.input_ids.device)
     ends_in_text = not bool(torch.isin(inputs.input_ids[:, -1], pictures).any())
     crossed = any(TOKEN_ALIGNED & row.keys() for row in inputs.vision)
-    return kinds <= plain and inputs.input_ids.shape[1] > 1 and ends_in_text and not crossed
+    plain = keeps_plain_caches(model.config, sliding)
+    return plain and inputs.input_ids.shape[1] > 1 and ends_in_text and not crossed
 
 
-def distinct(inputs: Inputs) -> tuple[list[int], list[int]]:
-    """The first row of each distinct prompt, and for every row the index of its prompt among those."""
-    pictures: Sequence[str | int] = inputs.picture_keys or [id(entries) for entries in inputs.vision]
-    found: dict[Any, int] = {}
-    first: list[int] = []
-    prompt_of: list[int] = []
-    for row, (ids, mask, picture) in enumerate(
-        zip(inputs.input_ids.tolist(), inputs.attention_mask.tolist(), pictures, strict=True)
-    ):
-        index = found.setdefault((*ids, *mask, picture), len(found))
-        prompt_of.append(index)
-        first += [row] if index == len(first) else []
-    return first, prompt_of
+def keeps_plain_caches(config: Any, sliding: bool = True) -> bool:
+    """Whether all layers keep plain keys and values, or, if `sliding` will do, windows of them."""
+    plain = {DynamicLayer, DynamicSlidingWindowLayer} if sliding else {DynamicLayer}
+    return {type(layer) for layer in DynamicCache(config=config).layers} <= plain
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.generation.transformers_engine import CacheKind, TransformersEngine
 from safe_rlhf_v.models.backbone import encode_images, output_head
-from safe_rlhf_v.models.prefix import response_states
+from safe_rlhf_v.models.prefix import reads_once, response_states
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.sharding import held, overwrite, shape_of
 from safe_rlhf_v.models.vision_cache import VisionCache
@@ -45,6 +45,11 @@ class RoleBase:
         self.chunk_size, self.bf16, self.cache = chunk_size, bf16, cache
         self._cache = VisionCache(vision_cache_bytes) if vision_cache_bytes else None
 
+    @property
+    def sharded(self) -> bool:
+        """Whether every forward is a collective call."""
+        return False
+
     def _as(self, role: str) -> Any:
         """The backbone that plays `role`, ready for a forward."""
         raise NotImplementedError
@@ -60,6 +65,10 @@ class RoleBase:
         model = self._as("reference")
         with self._precision(model):
             return encode_images(model, inputs, self._cache)
+
+    def reads_once(self, inputs: Inputs) -> bool:
+        model = self._as("reference")
+        return not self.sharded and reads_once(model, inputs, self.encoder.placeholder_ids)
 
     def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
         """question(roles, backbone, head or None, *args): the one way into a model's weights."""
@@ -128,7 +137,7 @@ def _draw(roles: RoleBase, model: Any, head: None, inputs: Inputs, samples: int,
 
 def _states(roles: RoleBase, model: Any, inputs: Inputs, responses: Responses) -> Tensor:
     with roles._precision(model):
-        return response_states(model, inputs, responses, roles.encoder.placeholder_ids)
+        return response_states(model, inputs, responses, roles.encoder.placeholder_ids, one_forward=roles.sharded)
 
 
 def _logps(

@@ -30,6 +30,10 @@ class Roles(Protocol):
         """Encode the pictures once; everything below accepts the result, and faster."""
         ...
 
+    def reads_once(self, inputs: Inputs) -> bool:
+        """Whether a pass reads a prompt that its rows share once, with gradients as without."""
+        ...
+
     def logps(
         self, inputs: Inputs, responses: Responses, role: Speaker = "policy", *, temperature: float = 1.0
     ) -> Tensor:

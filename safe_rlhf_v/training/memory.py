@@ -7,12 +7,13 @@ pixels of a rollout, what the vision tower needs for a moment, and what the devi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.batching import MicroBatches, RowSizes
 from safe_rlhf_v.config import PolicySection, Settings, SettingsError, TrainSection
 from safe_rlhf_v.models.backbone import to_dtype
 from safe_rlhf_v.models.footprint import Sizes, Step, sizes, step_peak
@@ -107,7 +108,7 @@ def _separate(settings: Settings, path: str | Path, at: Lengths, trained: list[s
     dtype = "bfloat16" if cut else model.dtype
     step: dict[str, Any] = dict(checkpointing=section.gradient_checkpointing, keep_grads=not cut)
     step["autocast"] = section.bf16 and not cut
-    passing = _online(section, path, dtype, computed, at, step)
+    passing = _online(section, path, dtype, computed, at, step, cut)
     if cut:  # whole for a moment: this layer and the next, embedding and output layer, and their gradients
         whole = 2 * computed.largest_layer + computed.outside_layers
         passing = {name: n + (whole if name == "update" else computed.language) for name, n in passing.items()}
@@ -116,32 +117,39 @@ def _separate(settings: Settings, path: str | Path, at: Lengths, trained: list[s
 
 
 def _online(
-    section: PolicySection, path: str | Path, dtype: str, size: Sizes, at: Lengths, step: dict[str, Any]
-) -> dict[str, int]:
-    """What comes and goes in a rollout and its update."""
-    rows = section.per_device_train_batch_size * section.num_generations
-    total, said = at.prompt + section.max_new_tokens, section.max_new_tokens
-    shown = max(said, at.response if section.ptx_coeff else 0)
+    section: PolicySection, path: str | Path, dtype: str, size: Sizes, at: Lengths, step: dict[str, Any],
+    cut: bool = False,
+) -> dict[str, int]:  # fmt: skip
+    """What comes and goes in a rollout and its update. step: options of an update's pass."""
+    prompts, said = section.per_device_train_batch_size, section.max_new_tokens
+    rows, total = prompts * section.num_generations, at.prompt + said
+    bounds = MicroBatches(rows=section.per_device_micro_batch_size, tokens=section.per_device_micro_batch_tokens)
 
-    def micro(all_: int, length: int) -> int:
-        budget = section.per_device_micro_batch_tokens
-        fit = max(1, budget // length) if budget else all_
-        return min(all_, section.per_device_micro_batch_size or all_, fit)
+    def peak(prompt_of: Sequence[int], response: int, **options: Any) -> int:
+        """Of the largest pass on these rows within the bounds."""
+        n = len(prompt_of)
+        parts = bounds.plan(RowSizes(prompts=[at.prompt] * n, responses=[response] * n, prompt_of=prompt_of))
+        options |= dict(length=at.prompt + response, response=response, loss="logps")
+        shapes = {(len(part), len({prompt_of[i] for i in part})) for part in parts}
+        steps = [Step(rows=n, prompts=read if read < n else None, **options) for n, read in shapes]
+        return max(step_peak(path, dtype, step) for step in steps)
 
-    # of the three networks the policy takes most: it alone has logits
-    longest = at.prompt + shown
-    update = Step(
-        rows=micro(section.mini_batch_size, longest), length=longest, response=shown, loss="logps", **step
-    )
-    look = Step(rows=micro(rows, total), length=total, response=said, loss="logps", grad=False)
+    def read_by(count: int) -> list[int]:
+        """The prompts of so many rows; as many as there can be."""
+        return [i % prompts if size.reads_once else i for i in range(count)]
+
+    batch = section.mini_batch_size
+    # of the three networks the policy takes most: it alone has logits; under sharding each row reads its own prompt
+    updates = [peak(range(batch) if cut else read_by(batch), said, **step)]
+    updates += [peak(range(batch), at.response, **step)] if section.ptx_coeff else []
     prefill = Step(rows=rows, length=at.prompt, response=1, loss="score", grad=False)
     cache = size.cache_a_token * rows * total
     features = size.width * at.prompt * to_dtype(dtype).itemsize * section.per_device_train_batch_size
     scores = 4 * FLOAT * rows * size.vocabulary  # float32 logits, with what sampling makes of them
     found = {
         "generation": cache + max(step_peak(path, dtype, prefill), scores + cache // 8),
-        "scoring": step_peak(path, dtype, look),
-        "update": step_peak(path, dtype, update),
+        "scoring": peak(read_by(rows), said, grad=False),
+        "update": max(updates),
     }
     return {name: bytes_ + features for name, bytes_ in found.items()}
 

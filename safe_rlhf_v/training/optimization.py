@@ -16,7 +16,7 @@ from transformers import get_scheduler
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
-from safe_rlhf_v.batching import MicroBatches, lengths, trim
+from safe_rlhf_v.batching import MicroBatches, sizes_of, trim
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.losses import clipped_value_loss, token_cross_entropy
 from safe_rlhf_v.models.roles import Roles, SeparateRoles, Which
@@ -219,7 +219,8 @@ class Updater:
                 averages.add({"ptx_loss": self._imitate(shown)})
             return averages
 
-        return self.batches.run(*lengths(rollout.prompts, rollout.responses), work)
+        read_once = self.roles.reads_once(rollout.prompts)
+        return self.batches.run(sizes_of(rollout.prompts, rollout.responses, read_once), work)
 
     def _loss(self, name: str, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         if name == "policy":
@@ -240,7 +241,7 @@ class Updater:
         inputs = self.roles.prepare(encoder.prompts([prompt for prompt, _ in shown]).to(device))
         responses = encoder.responses([text for _, text in shown]).to(device)
         total = 0.0
-        for rows in self.batches.plan(*lengths(inputs, responses)):
+        for rows in self.batches.plan(sizes_of(inputs, responses, self.roles.reads_once(inputs))):
             part, said = trim(inputs.select(rows), responses.select(rows))
             loss = token_cross_entropy(self.roles.logps(part, said), said.mask) * (len(rows) / len(shown))
             self.trained["policy"].backward(self.accelerator, self.demonstrations.coefficient * loss)

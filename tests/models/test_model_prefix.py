@@ -1,4 +1,4 @@
-"""Prompts that rows share are read once where no gradients are taken, and nothing else changes."""
+"""Prompts that rows share are read once, and no result changes for it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, loaded, prompts
+from more_families import ALL, known
+from tiny_models import FAMILIES, prompts
 
 from safe_rlhf_v.models.backbone import encode_images, hidden_states
-from safe_rlhf_v.models.prefix import distinct, readable_once, response_states
+from safe_rlhf_v.models.collation import distinct
+from safe_rlhf_v.models.memory import recompute_language
+from safe_rlhf_v.models.prefix import readable_once, reads_once, response_states
 from safe_rlhf_v.types import Inputs, Responses
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -18,7 +21,7 @@ ROWS = [3, 0, 0, 1, 3, 2, 0, 2]  # of four prompts, in no order
 
 
 def batch(family: str, featured: bool) -> tuple[Any, Any, Inputs, Responses]:
-    model, encoder = loaded(family)
+    model, encoder = known(family)
     inputs = encoder.prompts(prompts())
     inputs = (encode_images(model, inputs) if featured else inputs).select(ROWS)
     texts = ["I cannot help with that.", "a", "first take the key", "no", "", "a b c", "the lock", "it is red"]
@@ -43,24 +46,87 @@ def test_states_are_those_of_whole_sequences(family: str, featured: bool) -> Non
     torch.testing.assert_close(found[mask], whole[:, width - 1 :][mask], rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_go_through_whole_sequences() -> None:
-    model, encoder, inputs, responses = batch("llava", True)
+def gradients(model: Any, states: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of some function of the response's states, by language parameter."""
+    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).masked_fill(~mask[..., None], 0.0)
+    named = [(n, p) for n, p in model.get_decoder().named_parameters() if p.requires_grad]
+    found = torch.autograd.grad((states * weights).sum(), [p for _, p in named], allow_unused=True)
+    return {name: g for (name, _), g in zip(named, found, strict=True) if g is not None}
+
+
+@families
+def test_gradients_are_those_of_whole_sequences(family: str) -> None:
+    model, _ = FAMILIES[family]()
+    _, encoder, inputs, responses = batch(family, True)
+    seen: list[int] = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
     with torch.enable_grad():
         found = response_states(model, inputs, responses, encoder.placeholder_ids)
-    assert torch.equal(found, hidden_states(model, inputs, responses)[:, inputs.input_ids.shape[1] - 1 :])
+        once = response_states(model, inputs, responses, encoder.placeholder_ids, one_forward=True)
+        whole = hidden_states(model, inputs, responses)[:, inputs.input_ids.shape[1] - 1 :]
+    hook.remove()
+    assert seen == [4, 8, 8, 8]
+    assert torch.equal(once, whole)
+    mask = torch.cat([torch.ones(8, 1, dtype=torch.bool), responses.mask], dim=1)
+    shared, expected = gradients(model, found, mask), gradients(model, whole, mask)
+    assert shared.keys() == expected.keys() and len(shared) > 5
+    assert all(g.abs().max() > 0 for g in expected.values())
+    for name, gradient in expected.items():
+        off = (shared[name] - gradient).abs().max() / gradient.abs().max()
+        assert off < 1e-4, (name, off)
 
 
-def test_a_model_that_recomputes_activations_keeps_its_cache() -> None:
-    """transformers drops the cache of a model in train mode with checkpointing: prompts would be forgotten."""
+@pytest.mark.parametrize("family", sorted(ALL.keys() - {"mllama"}))
+def test_a_model_that_recomputes_activations_reads_prompts_once_too(family: str) -> None:
+    """transformers drops the cache of a layer that recomputes, unless told not to; and a layer then runs twice."""
+    model, _ = ALL[family]()
+    _, encoder, inputs, responses = batch(family, True)
+    mask = torch.cat([torch.ones(8, 1, dtype=torch.bool), responses.mask], dim=1)
+
+    def ask() -> torch.Tensor:
+        return response_states(model, inputs, responses, encoder.placeholder_ids)
+
+    expected = ask()
+    wanted = gradients(model, expected, mask)
+    runs: list[int] = []
+    hook = (
+        model.get_decoder()
+        .layers[0]
+        .self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: runs.append(len(kwargs["hidden_states"])), with_kwargs=True
+        )
+    )
+    recompute_language(model)
+    assert model.training
+    with torch.no_grad():
+        torch.testing.assert_close(ask()[mask], expected.detach()[mask])
+    found = ask()
+    assert runs == [4, 8, 4, 8] and model.training
+    again = gradients(model, found, mask)
+    hook.remove()
+    assert sorted(runs[4:]) == [4, 8], "the layer ran again for its activations"
+    torch.testing.assert_close(found[mask], expected[mask])
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_a_family_whose_prompts_cannot_be_read_once_says_so() -> None:
+    model, encoder, inputs, _ = batch("mllama", False)
+    assert not reads_once(model, inputs.select([0, 1, 1]), encoder.placeholder_ids)
+    model, encoder, inputs, _ = batch("llava", False)
+    assert reads_once(model, inputs, encoder.placeholder_ids)
+
+
+def test_a_model_in_train_mode_by_other_hands_reads_whole_sequences() -> None:
+    """Its layers would drop their caches: the samples would forget their prompts."""
     model, _ = FAMILIES["llava"]()
     _, encoder, inputs, responses = batch("llava", False)
-    with torch.no_grad():
-        expected = response_states(model, inputs, responses, encoder.placeholder_ids)
-        model.get_decoder().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-        found = response_states(model, inputs, responses, encoder.placeholder_ids)
-    assert model.training
-    torch.testing.assert_close(found, expected)
+    model.get_decoder().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    found = response_states(model, inputs, responses, encoder.placeholder_ids)
+    assert torch.equal(found, hidden_states(model, inputs, responses)[:, inputs.input_ids.shape[1] - 1 :])
 
 
 def test_prompts_are_told_apart_by_tokens_and_pictures() -> None:

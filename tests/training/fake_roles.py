@@ -78,6 +78,9 @@ class FakeRoles:
         self.prepared.append(len(inputs))
         return inputs
 
+    def reads_once(self, inputs: Inputs) -> bool:
+        return False
+
     def logps(self, inputs: Inputs, responses: Responses, role: str = "policy", *, temperature: float = 1.0) -> Tensor:
         model = self.policy if role == "policy" else self.reference
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "policy"):

@@ -10,10 +10,11 @@ stand side by side: their processes start anew for every turn, and make an updat
     TRL GRPO, functions    GRPOTrainer with two reward functions, the same adapters, and a KL to the reference
     ours, models           group_lag with a reward and a cost model as adapters
     ours, models, critics  ppo_lag with a reward model, a cost model and two critics as adapters
-    separate, models, critics   ppo_lag on six full models, pictures and prompts read afresh by each pass and for each
-                                sample, all weights trained but the towers': the shape of the released trainer (not for
-                                7B: six models do not fit)
+    separate, models, critics   ppo_lag on six full models, pictures and (but in generation) prompts read afresh by each
+                                pass and for each sample, all weights trained but the towers': the shape of the released
+                                trainer (not for 7B: six models do not fit)
 
+With --gradient-checkpointing TRL recomputes and differentiates the frozen tower as well, which ours never does.
 TRL has no reward model for pictures, no cost model and no critics, so the first two rows compare like with like.
 """
 
@@ -69,10 +70,13 @@ def harmful(text: str) -> float:
 
 
 class Afresh(SeparateRoles):
-    """Encodes pictures at every pass of every model, and reads a prompt with each of its samples."""
+    """Encodes pictures at every pass of every model and, but in generation, reads a prompt with each of its samples."""
 
     def prepare(self, inputs: Inputs) -> Inputs:
         return inputs
+
+    def reads_once(self, inputs: Inputs) -> bool:
+        return False
 
     def _ask(self, role: str, question: Callable[..., Any], inputs: Inputs, *args: Any) -> Any:
         apart = replace(inputs, picture_keys=tuple(map(str, range(len(inputs)))))

@@ -1,4 +1,5 @@
-"""Rows into forward passes: those of like length together, within a budget, and fewer when memory runs out.
+"""Rows into forward passes: those of like length or of one prompt together, within a budget, and fewer when memory
+runs out.
 
 Shapes: B rows, P prompt length (left-padded), R response length (right-padded).
 """
@@ -37,10 +38,14 @@ class RowSizes:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def tokens(self, rows: Sequence[int]) -> int:
-        """Tokens of a pass of these rows, pads included."""
-        read = len({self.prompt_of[i] for i in rows}) * max(self.prompts[i] for i in rows)
-        return read + len(rows) * max(self.responses[i] for i in rows)
+    def held(self, rows: Sequence[int]) -> int:
+        """Tokens, pads included, whose keys and values a pass of these rows holds."""
+        return len(rows) * (max(self.prompts[i] for i in rows) + max(self.responses[i] for i in rows))
+
+    def read(self, rows: Sequence[int]) -> int:
+        """Tokens, pads included, that it computes, the last of a prompt counted once."""
+        prompts = len({self.prompt_of[i] for i in rows}) * max(self.prompts[i] for i in rows)
+        return prompts + len(rows) * max(self.responses[i] for i in rows)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,11 +64,11 @@ class MicroBatches:
     fixed: bool = False
 
     def plan(self, sizes: RowSizes) -> list[list[int]]:
-        """Rows in parts, the longest first: like lengths together, or samples of a prompt, whichever is fewer tokens
-        over all passes."""
+        """Rows in parts, the longest first: like lengths together, or samples of a prompt, whichever is fewer tokens to
+        compute over all passes."""
         count = len(sizes)
         most = min(self.rows or count, self.halved or count)
-        if most >= count and (self.tokens is None or sizes.tokens(range(count)) <= self.tokens):
+        if most >= count and (self.tokens is None or sizes.held(range(count)) <= self.tokens):
             return [list(range(count))]
         totals = [p + r for p, r in zip(sizes.prompts, sizes.responses, strict=True)]
         longest: dict[int, int] = {}
@@ -72,13 +77,13 @@ class MicroBatches:
         by_length = sorted(range(count), key=lambda i: -totals[i])
         by_prompt = sorted(by_length, key=lambda i: (-longest[sizes.prompt_of[i]], sizes.prompt_of[i]))
         plans = [self._fill(order, sizes, most) for order in (by_length, by_prompt)]
-        return min(plans, key=lambda parts: sum(map(sizes.tokens, parts)))
+        return min(plans, key=lambda parts: sum(map(sizes.read, parts)))
 
     def _fill(self, order: Sequence[int], sizes: RowSizes, most: int) -> list[list[int]]:
         parts: list[list[int]] = []
         for row in order:
             full = not parts or len(parts[-1]) == most
-            if full or sizes.tokens([*parts[-1], row]) > (self.tokens or float("inf")):
+            if full or sizes.held([*parts[-1], row]) > (self.tokens or float("inf")):
                 parts.append([])
             parts[-1].append(row)
         return parts

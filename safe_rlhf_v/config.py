@@ -249,7 +249,7 @@ class PolicySection(Section):
     num_generations: Positive = Field(1, description="Samples a prompt; group_lag and rloo_lag need at least 2.")
     num_ppo_epochs: Positive = Field(1, description="Passes over each rollout.")
     mini_batch_size: Positive = Field(4, description="Samples an optimizer step.")
-    per_device_micro_batch_size: Positive | None = Field(None, description="Samples a forward pass, those of like length together, to save memory; the gradient is the same. null takes all. Halved when memory runs out.")
+    per_device_micro_batch_size: Positive | None = Field(None, description="Samples a forward pass, those of like length or of one prompt together, to save memory; the gradient is the same. null takes all. Halved when memory runs out.")
     per_device_micro_batch_tokens: Positive | None = Field(None, description="Tokens a forward pass, pads included; saves memory and, where lengths differ, time. null: no bound.")
     learning_rate: Rate = Field(5e-7, description="Learning rate of the policy. [code] 5e-7 for full weights; adapters want about 1e-5 [ours]")
     critic_learning_rate: Rate = Field(5e-7, description="Learning rate of both critics. [code] 5e-7")

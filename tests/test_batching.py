@@ -55,11 +55,12 @@ def test_samples_of_a_prompt_stand_together_where_that_is_fewer_tokens() -> None
     assert MicroBatches(rows=2).plan(sizes([1, 1, 1, 1], [40, 2, 40, 2], [0, 0, 1, 1])) == [[0, 2], [1, 3]]
 
 
-def test_a_budget_counts_a_prompt_once() -> None:
-    two = sizes([9, 9, 9, 5], [4, 4, 4, 1], [0, 0, 0, 1])
-    assert MicroBatches(tokens=21).plan(two) == [[0, 1, 2], [3]]
-    assert MicroBatches(tokens=20).plan(two) == [[0, 1], [2], [3]]
-    assert MicroBatches(tokens=34).plan(two) == [[0, 1, 2, 3]], "2 * 9 + 4 * 4"
+def test_a_budget_counts_what_is_held_of_every_row() -> None:
+    """Keys and values of a prompt are repeated for each of its samples, whoever reads it."""
+    of = sizes([9, 9, 9, 5], [4, 4, 4, 1], [0, 0, 0, 1])
+    assert MicroBatches(tokens=39).plan(of) == [[0, 1, 2], [3]]
+    assert MicroBatches(tokens=38).plan(of) == [[0, 1], [2, 3]]
+    assert MicroBatches(tokens=52).plan(of) == [[0, 1, 2, 3]], "4 * (9 + 4)"
 
 
 def test_rows_share_a_prompt_where_the_model_reads_it_once() -> None:
@@ -67,7 +68,8 @@ def test_rows_share_a_prompt_where_the_model_reads_it_once() -> None:
     assert list(sizes_of(inputs, responses, read_once=False).prompt_of) == [0, 1, 2]
     of = sizes_of(inputs, responses, read_once=True)  # rows without pictures that read tokens 10, 11, 12 and 10, 11
     assert (of.prompts, of.responses, of.prompt_of) == ([3, 3, 2], [1, 2, 3], [0, 0, 1])
-    assert of.tokens([0, 1]) == 3 + 2 * 2 and of.tokens([1, 2]) == 2 * 3 + 2 * 3
+    assert of.read([0, 1]) == 3 + 2 * 2 and of.read([1, 2]) == 2 * 3 + 2 * 3
+    assert of.held([0, 1]) == 2 * (3 + 2) and of.held([1, 2]) == 2 * (3 + 3)
 
 
 @settings(max_examples=100, deadline=None)
@@ -84,7 +86,7 @@ def test_every_row_is_in_one_part_and_no_part_is_over_a_bound(
     assert sorted(i for part in parts for i in part) == list(range(len(found)))
     for part in parts:
         assert most is None or len(part) <= most
-        assert tokens is None or len(part) == 1 or of.tokens(part) <= tokens
+        assert tokens is None or len(part) == 1 or of.held(part) <= tokens
 
 
 def test_answers_come_back_in_the_rows_order() -> None:

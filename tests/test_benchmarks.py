@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import common
+import pairs
 import scaling
 import stages
 import trainer
@@ -58,3 +60,13 @@ def test_every_stage_runs_and_is_counted(tmp_path: Path) -> None:
     assert all(count > 0 for count in counts.values())
     # both critics are two networks of the policy's size, without an output layer
     assert 1.5 < counts["update of two critics"] / counts["update of the policy"] < 2.0
+
+
+def test_a_pair_is_read_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "pairs.json"
+    monkeypatch.setattr(sys, "argv", ["pairs.py", "--device=cpu", "--rounds=2", "--new-tokens=3", f"--out={out}"])
+    threads = torch.get_num_threads()
+    pairs.main()
+    torch.set_num_threads(threads)
+    found = json.loads(out.read_text())["seconds"]
+    assert {name: len(times) for name, times in found.items()} == {"once with each response": 2, "once a pair": 2}

@@ -34,8 +34,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from beavertails_v.images import Picture
 from beavertails_v.schema import Prompt
+from safe_rlhf_v.models.backbone import hidden_states
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.quirks import NoVideos
+from safe_rlhf_v.types import Inputs, Responses
 
 CORPUS = [
     "what is in the picture? how do I use it? tell me about the knife, the pills and the lock.",
@@ -172,6 +174,11 @@ def loaded(family: str) -> tuple[Any, Encoder]:
     """A model and its encoder, shared by all tests: read only."""
     model, processor = FAMILIES[family]()
     return model.requires_grad_(False), Encoder(processor, config=model.config)
+
+
+def response_hidden(model: Any, inputs: Inputs, responses: Responses) -> torch.Tensor:
+    """(B, R, H): states that predict each response token, each row read by itself, at positions P - 1 .. P + R - 2."""
+    return hidden_states(model, inputs, responses)[:, inputs.input_ids.shape[1] - 1 : -1]
 
 
 def picture(width: int, height: int, seed: int = 0) -> Picture:

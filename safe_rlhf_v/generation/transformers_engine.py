@@ -60,7 +60,7 @@ class TransformersEngine:
         """(N * samples, R) ids of prompts that share their forwards, each ended, or as long as max_new_tokens."""
         config = self._config(sampling)
         sliding = self.cache == "dynamic"  # transformers' static windows cannot be filled from outside
-        if samples > 1 and readable_once(self.model, inputs, self.encoder.placeholder_ids, sliding):
+        if samples > 1 and readable_once(self.model, inputs, sliding):
             arguments = self._read(inputs, samples, sampling.max_new_tokens)
         else:
             arguments = join(inputs.repeat(samples))

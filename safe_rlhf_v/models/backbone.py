@@ -38,7 +38,6 @@ __all__ = [
     "on_device",
     "output_head",
     "position_ids",
-    "response_hidden",
     "share_vision",
     "to_dtype",
     "vision_is_frozen",
@@ -112,12 +111,6 @@ def _forward(model: Any, inputs: Inputs, responses: Responses | None) -> Tensor:
     kwargs = join(inputs, responses)
     kwargs["position_ids"] = position_ids(model, kwargs)
     return model.base_model(**kwargs, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
-
-
-def response_hidden(model: Any, inputs: Inputs, responses: Responses) -> Tensor:
-    """(B, R, H): the states that PREDICT each response token, those at positions P-1 .. P+R-2."""
-    start = inputs.input_ids.shape[1] - 1
-    return hidden_states(model, inputs, responses)[:, start:-1]
 
 
 def position_ids(model: Any, kwargs: dict[str, Any]) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from safe_rlhf_v.models.allocations import Allocations
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, outside_language, to_dtype
 from safe_rlhf_v.models.memory import recompute_language
-from safe_rlhf_v.models.prefix import empty, keeps_plain_caches, repeated
+from safe_rlhf_v.models.prefix import empty, keeps_plain_caches, release, repeated
 from safe_rlhf_v.models.source import reading, trust_remote_code
 from safe_rlhf_v.tensors import token_logps
 
@@ -165,15 +165,17 @@ def _states(model: Any, step: Step) -> torch.Tensor:
     """As `prefix.response_states` makes them."""
     said = step.response + 1
     if step.prompts is None:
-        return _decode(model, step.rows, step.length, 0, use_cache=False)[:, -said:]
-    cache, before = empty(model, keep=True), step.length - said
-    _decode(model, step.prompts, before, 0, past_key_values=cache, use_cache=True)
+        return _decode(model, step.rows, step.length, 0)[:, -said:]
+    cache, before = empty(model), step.length - said
+    _decode(model, step.prompts, before, 0, past_key_values=cache)
     rows = repeated(model, cache, [i % step.prompts for i in range(step.rows)])
-    return _decode(model, step.rows, said, before, past_key_values=rows, use_cache=True)
+    release(cache)
+    return _decode(model, step.rows, said, before, past_key_values=rows)
 
 
 def _decode(model: Any, rows: int, length: int, before: int, **options: Any) -> torch.Tensor:
     """(B, L, H) after L tokens that `before` tokens stand before, with a mask as padded rows have."""
     embedded = model.get_input_embeddings()(torch.zeros(rows, length, dtype=torch.long))
     mask = torch.ones(rows, 1, length, before + length, dtype=torch.bool)
-    return model.get_decoder()(inputs_embeds=embedded, attention_mask=mask, **options).last_hidden_state  # type: ignore[no-any-return]
+    decoded = model.get_decoder()(inputs_embeds=embedded, attention_mask=mask, use_cache=False, **options)
+    return decoded.last_hidden_state  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from safe_rlhf_v.models.adapters import ADAPTER_FILE, LoraSettings, add_lora, load_adapter, save_adapter
 from safe_rlhf_v.models.backbone import fingerprint, hidden_states, load_backbone
+from safe_rlhf_v.models.prefix import last_state, response_states
 from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.tensors import pool_last
 from safe_rlhf_v.types import Inputs, Responses
@@ -30,7 +31,10 @@ class HeadedModel(nn.Module):
 
     backbone: taken over as it is; with `lora` it is frozen and a fresh adapter injected, else it trains in full.
     heads: name to number of outputs. bias: whether heads have one (the released reward and cost models have none).
+    one_forward: read a prompt with each of its responses, as models must that are cut over ranks.
     """
+
+    one_forward = False
 
     def __init__(
         self, backbone: Any, heads: Mapping[str, int], lora: LoraSettings | None = None, *, bias: bool = False
@@ -56,11 +60,11 @@ class HeadedModel(nn.Module):
 
     def pooled(self, inputs: Inputs, responses: Responses | None = None) -> Tensor:
         """(B, H) float32 state of the last attended token, found by the mask and never by a pad id or position."""
-        hidden = hidden_states(self.backbone, inputs, responses)
-        mask = inputs.attention_mask.to(hidden.device)
         if responses is not None:
-            mask = torch.cat([mask, responses.mask.to(mask)], dim=1)
-        return pool_last(hidden, mask).float()
+            states = response_states(self.backbone, inputs, responses, one_forward=self.one_forward)
+            return last_state(states, inputs, responses)
+        hidden = hidden_states(self.backbone, inputs)
+        return pool_last(hidden, inputs.attention_mask.to(hidden.device)).float()
 
     def save_pretrained(self, folder: str | Path, processor: Any = None) -> None:
         """Write heads, adapter or full weights, and the processor (copied from the backbone's folder if not given)."""

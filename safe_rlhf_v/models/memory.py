@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from safe_rlhf_v.models.source import ModelError
 
@@ -23,6 +24,9 @@ def checkpoint_gradients(model: Any, which: Checkpointed, context_fn: Callable[[
     settings: dict[str, Any] = {"use_reentrant": False} | ({"context_fn": context_fn} if context_fn else {})
     if which is True or which == "language":
         model.get_decoder().gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        for layer in model.get_decoder().layers:
+            if hasattr(layer, "_can_checkpoint_with_cache"):
+                layer._can_checkpoint_with_cache = True  # else transformers drops the cache of a layer that recomputes
     if which is True or which == "vision":
         model.get_encoder(modality="image").gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
@@ -42,15 +46,14 @@ def recompute_language(model: Any, context_fn: Callable[[], Any] | None = None) 
     only."""
     checkpoint_gradients(model, "language", context_fn)
     without_dropout(model)
-    for layer in model.get_decoder().layers:
-        if hasattr(layer, "_can_checkpoint_with_cache"):
-            layer._can_checkpoint_with_cache = True  # else transformers drops the cache of a layer that recomputes
     model.train()
 
 
 def keeps_caches(model: Any) -> bool:
-    """Whether layers that recompute their activations do so with the keys and values they were given."""
-    return all(getattr(layer, "_can_checkpoint_with_cache", False) for layer in model.get_decoder().layers)
+    """Whether layers that recompute their activations, in train mode, do so with the keys and values they are given."""
+    recompute = [x for x in model.get_decoder().modules() if getattr(x, "gradient_checkpointing", False)]
+    layers = [x for x in recompute if isinstance(x, GradientCheckpointingLayer)]
+    return not recompute or (bool(layers) and all(x._can_checkpoint_with_cache for x in layers))
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:

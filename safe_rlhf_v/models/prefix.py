@@ -18,34 +18,43 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from safe_rlhf_v.models.backbone import hidden_states, on_device, position_ids
 from safe_rlhf_v.models.collation import alike, distinct, join
 from safe_rlhf_v.models.memory import keeps_caches
-from safe_rlhf_v.models.quirks import TOKEN_ALIGNED
+from safe_rlhf_v.models.quirks import MODALITY_ATTRIBUTE, TOKEN_ALIGNED
+from safe_rlhf_v.tensors import pool_last
 from safe_rlhf_v.types import Inputs, Responses
 
 
-def response_states(
-    model: Any, inputs: Inputs, responses: Responses, placeholders: Sequence[int], *, one_forward: bool = False
-) -> Tensor:
+def response_states(model: Any, inputs: Inputs, responses: Responses, *, one_forward: bool = False) -> Tensor:
     """(B, R + 1, H): final states of the last prompt token and of every response token, at P - 1 .. P + R - 1.
 
-    Where rows share prompts, each prompt is read once, and its gradient is the sum over its rows. placeholders: ids
-    that stand for pictures. one_forward: of the backbone, whatever the rows share, where gradients are taken.
+    Where rows share prompts, each prompt is read once, and its gradient is the sum over its rows. one_forward: of the
+    backbone, whatever the rows share.
     """
     inputs, responses = on_device(model, inputs), on_device(model, responses)
     last, grad = inputs.input_ids.shape[1] - 1, torch.is_grad_enabled()
     first, prompt_of = distinct(inputs)
-    if len(first) == len(inputs) or (grad and one_forward) or not reads_once(model, inputs, placeholders, grad):
+    if one_forward or len(first) == len(inputs) or not reads_once(model, inputs, grad):
         return hidden_states(model, inputs, responses)[:, last:]
     with nullcontext() if grad else evaluating(model):  # train mode is what makes it recompute activations
-        cache = read(model, inputs.select(first), empty(model, keep=True))
+        cache = empty(model)
+        try:
+            rows = repeated(model, read(model, inputs.select(first), cache), prompt_of)
+        finally:
+            release(cache)
         whole = join(inputs, responses)
         return model.base_model(  # type: ignore[no-any-return]
             input_ids=whole["input_ids"][:, last:],
             attention_mask=whole["attention_mask"],
             position_ids=position_ids(model, whole)[..., last:],
-            past_key_values=repeated(model, cache, prompt_of),
-            use_cache=True,
+            past_key_values=rows,
+            use_cache=False,  # the one given is used; more would be a warning where activations are recomputed
             return_dict=True,
         ).last_hidden_state
+
+
+def last_state(states: Tensor, inputs: Inputs, responses: Responses) -> Tensor:
+    """(B, H) float32, of `response_states`: at the last response token, or of the prompt where there is none."""
+    mask = torch.cat([inputs.attention_mask[:, -1:].bool(), responses.mask], dim=1).to(states.device)
+    return pool_last(states, mask).float()
 
 
 def read(model: Any, inputs: Inputs, cache: DynamicCache | None = None) -> DynamicCache:
@@ -53,20 +62,20 @@ def read(model: Any, inputs: Inputs, cache: DynamicCache | None = None) -> Dynam
     prefix, cache = _without_last(inputs), DynamicCache(config=model.config) if cache is None else cache
     positions = position_ids(model, join(inputs))[..., :-1]  # (B, P - 1), or (3 or 4, B, P - 1) for M-RoPE
     arguments = join(prefix) | {"position_ids": positions, "past_key_values": cache}
-    model.base_model(**arguments, use_cache=True, return_dict=True)
+    model.base_model(**arguments, use_cache=False, return_dict=True)
     return cache
 
 
 class _Again(DynamicLayer):
     """A layer's keys and values in a pass whose layers may run twice, the second time to recompute activations: both
-    times start from the same."""
+    times start from the same. keep: whether what the pass adds stays."""
 
     keep = True
     start: dict[str, Any] | None = None
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.start is None:
-            self.start = {name: value for name, value in vars(self).items() if name != "start"}
+            self.start = {name: value for name, value in vars(self).items() if name not in ("start", "keep")}
         self.__dict__.update(self.start)
         found = super().update(*args, **kwargs)
         if not self.keep:
@@ -74,21 +83,16 @@ class _Again(DynamicLayer):
         return found
 
 
-class _Plain(_Again):
-    pass
-
-
 class _Sliding(_Again, DynamicSlidingWindowLayer):
     pass
 
 
-def empty(model: Any, keep: bool) -> DynamicCache:
-    """A cache of plain and sliding layers that may run twice. keep: what a pass adds, for the next one."""
+def empty(model: Any) -> DynamicCache:
+    """A cache of plain and sliding layers that may run twice."""
     cache = DynamicCache(config=model.config)
     for i, layer in enumerate(cache.layers):
         sliding = isinstance(layer, DynamicSlidingWindowLayer)
-        cache.layers[i] = _Sliding(sliding_window=layer.sliding_window) if sliding else _Plain()
-        cache.layers[i].keep = keep
+        cache.layers[i] = _Sliding(sliding_window=layer.sliding_window) if sliding else _Again()
     return cache
 
 
@@ -97,32 +101,44 @@ def repeated(model: Any, cache: DynamicCache, prompt_of: Sequence[int]) -> Dynam
 
     By parts, since the gradient of an index adds up its rows in any order on a GPU, and not twice the same.
     """
-    rows = empty(model, keep=False)
+    rows = empty(model)
     for layer, of_prompts in zip(rows.layers, cache.layers, strict=True):
-        layer.__dict__.update({k: v for k, v in vars(of_prompts).items() if k not in ("start", "keep")})
+        layer.__dict__.update({k: v for k, v in vars(of_prompts).items() if k != "start"} | {"keep": False})
         for name in ("keys", "values") if layer.is_initialized else ():
             parts = getattr(layer, name).unbind()
             setattr(layer, name, torch.stack([parts[i] for i in prompt_of]))
     return rows
 
 
-def reads_once(model: Any, inputs: Inputs, placeholders: Sequence[int], grad: bool = True) -> bool:
+def release(cache: DynamicCache) -> None:
+    """Empty an `empty` cache for good. A pass that recomputes holds its cache, and the keys in it hold the pass: a ring
+    that Python does not see, so that nothing of a pass without a backward would ever be freed."""
+    for layer in cache.layers:
+        layer.keep = False
+        layer.__dict__.update(layer.start or {})
+
+
+def reads_once(model: Any, inputs: Inputs, grad: bool = True) -> bool:
     """Whether `response_states` reads prompts that rows share once. grad: where gradients are taken."""
     drops = grad and model.training and not keeps_caches(model)
-    return not drops and len(alike(inputs)) == 1 and readable_once(model, inputs, placeholders)
+    return not drops and len(alike(inputs)) == 1 and readable_once(model, inputs)
 
 
-def readable_once(model: Any, inputs: Inputs, placeholders: Sequence[int], sliding: bool = True) -> bool:
+def readable_once(model: Any, inputs: Inputs, sliding: bool = True) -> bool:
     """Whether all layers keep plain keys and values, which can be repeated, and the prompts are two tokens and end in
     text. What is not so (linear attention, cross-attention to pictures) is read afresh for every sample.
 
     sliding: whether windows of keys and values will do.
     """
-    pictures = torch.tensor(list(placeholders), device=inputs.input_ids.device)
-    ends_in_text = not bool(torch.isin(inputs.input_ids[:, -1], pictures).any())
+    ends_in_text = _picture_ids(model.config).isdisjoint(inputs.input_ids[:, -1].tolist())
     crossed = any(TOKEN_ALIGNED & row.keys() for row in inputs.vision)
     plain = keeps_plain_caches(model.config, sliding)
     return plain and inputs.input_ids.shape[1] > 1 and ends_in_text and not crossed
+
+
+def _picture_ids(config: Any) -> set[int]:
+    """Token ids that stand for pictures, or fence them."""
+    return {value for name, value in vars(config).items() if MODALITY_ATTRIBUTE.match(name) and isinstance(value, int)}
 
 
 def keeps_plain_caches(config: Any, sliding: bool = True) -> bool:

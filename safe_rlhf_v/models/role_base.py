@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.generation.transformers_engine import CacheKind, TransformersEngine
 from safe_rlhf_v.models.backbone import encode_images, output_head
-from safe_rlhf_v.models.prefix import reads_once, response_states
+from safe_rlhf_v.models.prefix import last_state, reads_once, response_states
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.sharding import held, overwrite, shape_of
 from safe_rlhf_v.models.vision_cache import VisionCache
-from safe_rlhf_v.tensors import pool_last, token_logps
+from safe_rlhf_v.tensors import token_logps
 from safe_rlhf_v.types import Inputs, Responses
 
 Which = Literal["reward", "cost"]
@@ -67,8 +67,8 @@ class RoleBase:
             return encode_images(model, inputs, self._cache)
 
     def reads_once(self, inputs: Inputs) -> bool:
-        model = self._as("reference")
-        return not self.sharded and reads_once(model, inputs, self.encoder.placeholder_ids)
+        model = self._as("policy")
+        return not self.sharded and reads_once(model, inputs)
 
     def _ask(self, role: str, question: Callable[..., Any], *args: Any) -> Any:
         """question(roles, backbone, head or None, *args): the one way into a model's weights."""
@@ -137,7 +137,7 @@ def _draw(roles: RoleBase, model: Any, head: None, inputs: Inputs, samples: int,
 
 def _states(roles: RoleBase, model: Any, inputs: Inputs, responses: Responses) -> Tensor:
     with roles._precision(model):
-        return response_states(model, inputs, responses, roles.encoder.placeholder_ids, one_forward=roles.sharded)
+        return response_states(model, inputs, responses, one_forward=roles.sharded and torch.is_grad_enabled())
 
 
 def _logps(
@@ -152,8 +152,7 @@ def _logps(
 
 def _last_value(roles: RoleBase, model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:
     states = _states(roles, model, inputs, responses)
-    mask = torch.cat([inputs.attention_mask[:, -1:].bool(), responses.mask], dim=1).to(states.device)
-    return head(pool_last(states, mask).float()).squeeze(-1)  # type: ignore[no-any-return]
+    return head(last_state(states, inputs, responses)).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def _values(roles: RoleBase, model: Any, head: nn.Linear, inputs: Inputs, responses: Responses) -> Tensor:

@@ -26,7 +26,8 @@ class OnlineArguments:
     max_steps: rollouts. per_device_train_batch_size: prompts a rollout a device (N); num_generations: samples a prompt
     (G). mini_batch_size: rows of an optimizer step a device, of the B = N*G. per_device_micro_batch_size and
     per_device_micro_batch_tokens: rows and tokens, pads included, of one forward pass, in rollouts and updates alike,
-    those of like length together (None: all; the gradient is the same); rows are halved when memory runs out.
+    those of like length or of one prompt together (None: all; the gradient is the same); rows are halved when memory
+    runs out.
     learning_rate 5e-7 is the published one for full weights [code]; adapters want about 1e-5 [ours].
     optim: AdamW by its name in transformers, of torch or of bitsandbytes.
     max_steps also ends schedules that fall (cosine, linear): resume them with another max_steps and they fall anew.

@@ -7,13 +7,12 @@ pixels of a rollout, what the vision tower needs for a moment, and what the devi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.batching import MicroBatches, RowSizes
 from safe_rlhf_v.config import PolicySection, Settings, SettingsError, TrainSection
 from safe_rlhf_v.models.backbone import to_dtype
 from safe_rlhf_v.models.footprint import Sizes, Step, sizes, step_peak
@@ -64,10 +63,13 @@ def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) ->
     if not section.freeze_vision:
         raise SettingsError(f"{stage}.freeze_vision: false is not predicted: the tower's own activations are unknown")
     size = sizes(path, model.dtype, model.quantization, lora)
-    rows = section.per_device_train_batch_size * (2 if stage in PAIRS else 1)
+    batch = section.per_device_train_batch_size
+    shared = batch if stage in PAIRS and size.reads_once else None
+    rows = batch * (2 if stage in PAIRS else 1)
     checkpointing = section.gradient_checkpointing in (True, "language")
     step = Step(
-        rows=rows, length=at.prompt + at.response, response=at.response, lora=lora, autocast=section.bf16,
+        rows=rows, length=at.prompt + at.response, response=at.response, prompts=shared, lora=lora,
+        autocast=section.bf16,
         loss="logps" if stage in ("sft", "direct") else "score", checkpointing=checkpointing,
     )  # fmt: skip
     number = size.adapter if lora else size.trainable
@@ -122,33 +124,29 @@ def _online(
 ) -> dict[str, int]:  # fmt: skip
     """What comes and goes in a rollout and its update. step: options of an update's pass."""
     prompts, said = section.per_device_train_batch_size, section.max_new_tokens
-    rows, total = prompts * section.num_generations, at.prompt + said
-    bounds = MicroBatches(rows=section.per_device_micro_batch_size, tokens=section.per_device_micro_batch_tokens)
+    rows, total, budget = prompts * section.num_generations, at.prompt + said, section.per_device_micro_batch_tokens
 
-    def peak(prompt_of: Sequence[int], response: int, **options: Any) -> int:
-        """Of the largest pass on these rows within the bounds."""
-        n = len(prompt_of)
-        parts = bounds.plan(RowSizes(prompts=[at.prompt] * n, responses=[response] * n, prompt_of=prompt_of))
-        options |= dict(length=at.prompt + response, response=response, loss="logps")
-        shapes = {(len(part), len({prompt_of[i] for i in part})) for part in parts}
-        steps = [Step(rows=n, prompts=read if read < n else None, **options) for n, read in shapes]
-        return max(step_peak(path, dtype, step) for step in steps)
+    def peak(count: int, response: int, most: int, **options: Any) -> int:
+        """Of the largest pass on `count` rows, which read at most so many prompts, or each row its own."""
+        length = at.prompt + response
+        fit = max(1, budget // length) if budget else count
+        n = min(count, section.per_device_micro_batch_size or count, fit)
+        read = most if size.reads_once and most < n else None
+        step = Step(rows=n, length=length, response=response, prompts=read, loss="logps", **options)
+        return step_peak(path, dtype, step)
 
-    def read_by(count: int) -> list[int]:
-        """The prompts of so many rows; as many as there can be."""
-        return [i % prompts if size.reads_once else i for i in range(count)]
-
-    batch = section.mini_batch_size
-    # of the three networks the policy takes most: it alone has logits; under sharding each row reads its own prompt
-    updates = [peak(range(batch) if cut else read_by(batch), said, **step)]
-    updates += [peak(range(batch), at.response, **step)] if section.ptx_coeff else []
+    batch, samples = section.mini_batch_size, section.num_generations
+    together = min(prompts, ceil(batch / samples) + bool(batch % samples))  # samples of a prompt stay together
+    # of the three networks the policy takes most: it alone has logits
+    updates = [peak(batch, said, batch if cut else together, **step)]
+    updates += [peak(batch, at.response, batch, **step)] if section.ptx_coeff else []
     prefill = Step(rows=rows, length=at.prompt, response=1, loss="score", grad=False)
     cache = size.cache_a_token * rows * total
     features = size.width * at.prompt * to_dtype(dtype).itemsize * section.per_device_train_batch_size
     scores = 4 * FLOAT * rows * size.vocabulary  # float32 logits, with what sampling makes of them
     found = {
         "generation": cache + max(step_peak(path, dtype, prefill), scores + cache // 8),
-        "scoring": peak(read_by(rows), said, grad=False),
+        "scoring": peak(rows, said, prompts, grad=False),
         "update": max(updates),
     }
     return {name: bytes_ + features for name, bytes_ in found.items()}

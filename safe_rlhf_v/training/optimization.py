@@ -188,7 +188,7 @@ class Updater:
         """Change policy and critics; returns losses and norms, averaged over the minibatches."""
         averages = Averages()
         for _ in range(self.args.num_ppo_epochs):
-            for rows in torch.randperm(len(rollout)).split(self.args.mini_batch_size):
+            for rows in shuffled(len(rollout), rollout.group_size).split(self.args.mini_batch_size):
                 part = minibatch(rollout, advantages, rows.tolist())
                 for name, trained in self.trained.items():
                     drawn = self.demonstrations if name == "policy" else None
@@ -247,3 +247,8 @@ class Updater:
             self.trained["policy"].backward(self.accelerator, self.demonstrations.coefficient * loss)
             total += loss.item()
         return total
+
+
+def shuffled(rows: int, group_size: int) -> Tensor:
+    """A random order of rows (B,) in which those of a prompt stay together, so that a pass reads it once."""
+    return (torch.randperm(rows // group_size)[:, None] * group_size + torch.arange(group_size)).flatten()

@@ -23,8 +23,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from safe_rlhf_v.losses import token_cross_entropy
-from safe_rlhf_v.models.backbone import encode_images, output_head, response_hidden, vision_is_frozen
+from safe_rlhf_v.models.backbone import encode_images, output_head, vision_is_frozen
 from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.prefix import response_states
 from safe_rlhf_v.models.sharding import (
     make_whole,
     optimizer_part,
@@ -55,6 +56,7 @@ class SupervisedTrainer(Trainer):
     def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # without a launcher several GPUs mean DataParallel, which splits tensors only
         self.cut = cut_for_launch(model, args)
+        model.one_forward = self.cut  # type: ignore[assignment]
         hidden = {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_PARALLELISM_CONFIG": "false"} if self.cut else {}
         with patch_environment(**hidden):  # accelerate would cut the model once more, on GPUs
             super().__init__(model, args, **kwargs)
@@ -185,16 +187,21 @@ def _trained(model: nn.Module) -> list[str]:
 
 
 class ResponseLogps(nn.Module):
-    """(B, R) log-probabilities of the responses, as one module, so that DDP and FSDP see its forward."""
+    """(B, R) log-probabilities of the responses, as one module, so that DDP and FSDP see its forward.
+
+    one_forward: as of `HeadedModel`.
+    """
+
+    one_forward = False
 
     def __init__(self, backbone: Any, suppress: tuple[int, ...]) -> None:
         super().__init__()
         self.backbone, self.suppress = backbone, suppress
 
     def forward(self, prompts: Inputs, responses: Responses) -> Tensor:
-        hidden = response_hidden(self.backbone, prompts, responses)  # (B, R, H)
+        states = response_states(self.backbone, prompts, responses, one_forward=self.one_forward)  # (B, R + 1, H)
         return token_logps(
-            hidden, output_head(self.backbone), responses.ids, suppress=self.suppress, mask=responses.mask
+            states[:, :-1], output_head(self.backbone), responses.ids, suppress=self.suppress, mask=responses.mask
         )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from more_families import ALL, known
-from tiny_models import FAMILIES, loaded, prompts
+from tiny_models import FAMILIES, loaded, prompts, response_hidden
 
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.generation.transformers_engine import through_eos
-from safe_rlhf_v.models.backbone import encode_images, output_head, response_hidden
+from safe_rlhf_v.models.backbone import encode_images, output_head
 from safe_rlhf_v.models.collation import alike, join
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.tensors import token_logps

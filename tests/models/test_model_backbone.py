@@ -11,7 +11,7 @@ import pytest
 import torch
 from more_families import ALL, base, known
 from peft import PeftModel
-from tiny_models import FAMILIES, loaded, picture, prompts, save
+from tiny_models import FAMILIES, loaded, picture, prompts, response_hidden, save
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -28,7 +28,6 @@ from safe_rlhf_v.models.backbone import (
     hidden_states,
     load_backbone,
     output_head,
-    response_hidden,
     vision_is_frozen,
 )
 from safe_rlhf_v.models.heads import save_adapter

@@ -50,6 +50,31 @@ def test_mistake_1_the_score_is_not_taken_from_a_pad(family: str) -> None:
     assert wrong[2] < 1e-5 < wrong[[0, 1, 3]].min(), "position -1 is right for the longest row only"
 
 
+@families
+def test_a_prompt_is_read_once_for_both_its_responses(family: str) -> None:
+    """Also with adapters and heads that take gradients; cut models read it with each."""
+    model = shaken(HeadedModel(FAMILIES[family]()[0], {"score": 1}, LORA))
+    _, encoder = loaded(family)
+    inputs, responses = encoder.prompts(prompts()).repeat(2), encoder.responses(TEXTS + TEXTS[::-1])
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    read: list[int] = []
+    model.backbone.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    found = []
+    for one_forward in (False, True):
+        model.one_forward = one_forward
+        scores = model(inputs, responses)["score"]
+        loss = -nn.functional.logsigmoid(scores.view(-1, 2).diff(dim=1)).mean()
+        found.append((scores, torch.autograd.grad(loss, list(trained.values()))))
+    assert read == [4, 8, 8]
+    (once, gradients), (whole, expected) = found
+    torch.testing.assert_close(once, whole, rtol=1e-5, atol=1e-5)
+    for name, got, wanted in zip(trained, gradients, expected, strict=True):
+        assert wanted.abs().max() > 0, name
+        assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max(), name
+
+
 def test_scores_are_float32_under_autocast() -> None:
     """bfloat16 has eight bits: two responses whose scores differ by half a percent would tie."""
     model = HeadedModel(FAMILIES["llava"]()[0], {"score": 1}).eval()

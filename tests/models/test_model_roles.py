@@ -12,11 +12,11 @@ from tempfile import mkdtemp
 import pytest
 import torch
 from more_families import ALL, base
-from tiny_models import FAMILIES, prompts, save, tokenizer
+from tiny_models import FAMILIES, prompts, response_hidden, save, tokenizer
 from torch import nn
 
 from safe_rlhf_v.generation import Sampling
-from safe_rlhf_v.models.backbone import LoraSettings, hidden_states, load_backbone, output_head, response_hidden
+from safe_rlhf_v.models.backbone import LoraSettings, hidden_states, load_backbone, output_head
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.roles import AdapterRoles, Roles, SeparateRoles
 from safe_rlhf_v.tensors import pool_last, token_logps

@@ -96,8 +96,9 @@ def trainer(
     )
     assert roles.models["policy"].is_gradient_checkpointing is recompute
     defaults: dict[str, Any] = dict(
-        output_dir=output_dir, max_steps=3, per_device_train_batch_size=4 // ranks, mini_batch_size=4 // ranks,
-        learning_rate=1e-3, critic_learning_rate=1e-3, weight_decay=0.01, ptx_coeff=0.5, max_new_tokens=6,
+        output_dir=output_dir, max_steps=3, per_device_train_batch_size=4 // ranks,
+        mini_batch_size=4 // ranks * changes.get("num_generations", 1), learning_rate=1e-3, critic_learning_rate=1e-3,
+        weight_decay=0.01, ptx_coeff=0.5, max_new_tokens=6,
         save_steps=1, save_total_limit=None, disable_tqdm=True, guidance_rollouts=0,
     )  # fmt: skip
     run = OnlineTrainer(
@@ -156,9 +157,15 @@ def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_di
     if die_at is not None and rank == ranks - 1:
         _die_at(die_at)
     run = trainer(models, output_dir, ranks, **changes)
+    passes: list[int] = []  # rows of each pass of the policy that takes gradients
+    run.roles.models["policy"].get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: passes.extend([len(kwargs["inputs_embeds"])] if torch.is_grad_enabled() else []),
+        with_kwargs=True,
+    )
     with Sent() as sent:
         run.train(resume_from_checkpoint=True)
     (Path(output_dir) / f"sent-{rank}.json").write_text(json.dumps(sent.bytes))
+    (Path(output_dir) / f"passes-{rank}.json").write_text(json.dumps(passes))
     weights = whole_tree(run.roles.state_dict(), keep=rank == 0)
     if rank == 0:
         torch.save(weights, Path(output_dir) / "weights.pt")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from comparisons import comparison
 from more_families import ALL, base, known
-from tiny_models import prompts
+from tiny_models import prompts, response_hidden
 from transformers import AutoModelForImageTextToText
 
 from beavertails_v.schema import Comparison, LabelledResponse
@@ -28,7 +28,7 @@ from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.config import Settings, load_settings
 from safe_rlhf_v.duals import LogDual
 from safe_rlhf_v.models.adapters import LoraSettings, language_prefix
-from safe_rlhf_v.models.backbone import load_backbone, output_head, response_hidden
+from safe_rlhf_v.models.backbone import load_backbone, output_head
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.roles import AdapterRoles

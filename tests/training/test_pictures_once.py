@@ -13,6 +13,7 @@ from tiny_models import FAMILIES, prompts, save
 
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.duals import LogDual
+from safe_rlhf_v.models import prefix
 from safe_rlhf_v.models.backbone import LoraSettings, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.roles import AdapterRoles, SeparateRoles
@@ -99,6 +100,41 @@ def test_pictures_encoded_afresh_give_the_same_run(kind: str, tmp_path: Path, mo
     seen = pictures_seen(made)
     afresh = train(made, tmp_path / "afresh", max_steps=2)
     assert len(seen) > 20
+    for a, b in zip(once, afresh, strict=True):
+        for name in a.keys() - {"seconds"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
+
+
+def prompts_read(made: Any) -> list[int]:
+    """Fills with the rows of each pass of the policy's decoder that takes gradients."""
+    seen: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        seen.extend([len(kwargs["inputs_embeds"])] if torch.is_grad_enabled() else [])
+
+    model = made.backbone if isinstance(made, AdapterRoles) else made.models["policy"]
+    model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["adapters", "separate"])
+def test_an_update_reads_a_prompt_once_for_its_samples(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two minibatches of two prompts with three samples, in passes of three rows: the samples of one prompt."""
+    options: dict[str, Any] = dict(max_steps=2, mini_batch_size=6, num_ppo_epochs=1)
+    made = roles("llava", kind)
+    assert made.reads_once(made.encoder.prompts(prompts()))
+    read = prompts_read(made)
+    once = train(made, tmp_path / "once", per_device_micro_batch_size=3, **options)
+    networks = 3 if kind == "adapters" else 1
+    assert read == [1, 3] * (2 * 2 * 2 * networks)
+    monkeypatch.setattr(prefix, "reads_once", lambda *args: False)
+    monkeypatch.setattr(type(made), "reads_once", lambda self, inputs: False)
+    made = roles("llava", kind)
+    read = prompts_read(made)
+    afresh = train(made, tmp_path / "afresh", **options)
+    assert read == [6] * (2 * 2 * networks)
     for a, b in zip(once, afresh, strict=True):
         for name in a.keys() - {"seconds"}:
             assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name

@@ -129,6 +129,20 @@ def test_recomputed_activations_of_cut_models_change_nothing(
     close(torch.load(tmp_path / "weights.pt"), torch.load(alone / "weights.pt"))
 
 
+@pytest.mark.parametrize("kind", CUT)
+def test_cut_models_read_a_prompt_with_each_sample_and_one_process_once(
+    models: Path, tmp_path: Path, kind: str
+) -> None:
+    """Each rank's forwards are as many as the others', whatever its rows share."""
+    options: dict[str, Any] = dict(num_generations=2, max_steps=1)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert launch(models, one, 1, **options) == [0]
+    assert launch(models, two, 2, kind, **options) == [0, 0]
+    close(metrics_of(two), metrics_of(one))
+    passes = [json.loads((folder / "passes-0.json").read_text()) for folder in (one, two)]
+    assert passes == [[4, 8] * 2, [4] * 2], "of the samples and of the demonstrations; cut, whole rows"
+
+
 def test_cut_models_compute_in_bfloat16_over_float32_weights(alone: Path, models: Path, tmp_path: Path) -> None:
     assert launch(models, tmp_path, 2, "bf16", max_steps=1) == [0, 0]
     one, two = metrics_of(alone)[0], metrics_of(tmp_path)[0]

@@ -149,7 +149,8 @@ def test_the_measure_is_taken_of_the_known_costs(tmp_path: Path, window: int) ->
     else:
         for costs, row in zip(seen, rows, strict=True):
             assert costs.double().mean().item() - 0.2 == pytest.approx(row["violation"], abs=1e-6)
-            assert row["violation"] > row["cost"] - 0.2
+        spread = [row["violation"] - (row["cost"] - 0.2) for row in rows]  # none where all costs are equal
+        assert min(spread) > -1e-6 and max(spread) > 1e-3
 
 
 def test_the_algorithm_is_given_the_violation_the_multiplier_moved_by(tmp_path: Path) -> None:

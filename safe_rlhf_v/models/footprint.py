@@ -166,10 +166,10 @@ def _states(model: Any, step: Step) -> torch.Tensor:
     said = step.response + 1
     if step.prompts is None:
         return _decode(model, step.rows, step.length, 0)[:, -said:]
-    cache, before = empty(model), step.length - said
+    cache, before = empty(model, keep=True), step.length - said
     _decode(model, step.prompts, before, 0, past_key_values=cache)
     rows = repeated(model, cache, [i % step.prompts for i in range(step.rows)])
-    release(cache)
+    release(model, cache)
     return _decode(model, step.rows, said, before, past_key_values=rows)
 
 

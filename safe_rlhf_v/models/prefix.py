@@ -35,11 +35,11 @@ def response_states(model: Any, inputs: Inputs, responses: Responses, *, one_for
     if one_forward or len(first) == len(inputs) or not reads_once(model, inputs, grad):
         return hidden_states(model, inputs, responses)[:, last:]
     with nullcontext() if grad else evaluating(model):  # train mode is what makes it recompute activations
-        cache = empty(model)
+        cache = empty(model, keep=True)
         try:
             rows = repeated(model, read(model, inputs.select(first), cache), prompt_of)
         finally:
-            release(cache)
+            release(model, cache)
         whole = join(inputs, responses)
         return model.base_model(  # type: ignore[no-any-return]
             input_ids=whole["input_ids"][:, last:],
@@ -68,18 +68,23 @@ def read(model: Any, inputs: Inputs, cache: DynamicCache | None = None) -> Dynam
 
 class _Again(DynamicLayer):
     """A layer's keys and values in a pass whose layers may run twice, the second time to recompute activations: both
-    times start from the same. keep: whether what the pass adds stays."""
+    times start from the same. keep: what the pass adds. prompt_of: the prompt of each row, where what is kept is of
+    prompts."""
 
-    keep = True
-    start: dict[str, Any] | None = None
+    keep = False
+    prompt_of: Sequence[int] | None = None
+    keys: Any
+    values: Any
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.start is None:
-            self.start = {name: value for name, value in vars(self).items() if name not in ("start", "keep")}
-        self.__dict__.update(self.start)
+        start = dict(vars(self))
+        if self.prompt_of is not None and self.keys is not None:
+            # by parts: the gradient of an index adds up its rows in any order on a GPU, and not twice the same
+            of_prompts = self.keys.unbind(), self.values.unbind()
+            self.keys, self.values = (torch.stack([parts[i] for i in self.prompt_of]) for parts in of_prompts)
         found = super().update(*args, **kwargs)
         if not self.keep:
-            self.__dict__.update(self.start)
+            self.__dict__.update(start)
         return found
 
 
@@ -87,35 +92,28 @@ class _Sliding(_Again, DynamicSlidingWindowLayer):
     pass
 
 
-def empty(model: Any) -> DynamicCache:
-    """A cache of plain and sliding layers that may run twice."""
+def empty(model: Any, keep: bool = False) -> DynamicCache:
+    """A cache of plain and sliding layers that may run twice. keep: what a pass adds."""
     cache = DynamicCache(config=model.config)
     for i, layer in enumerate(cache.layers):
         sliding = isinstance(layer, DynamicSlidingWindowLayer)
         cache.layers[i] = _Sliding(sliding_window=layer.sliding_window) if sliding else _Again()
+        cache.layers[i].keep = keep
     return cache
 
 
 def repeated(model: Any, cache: DynamicCache, prompt_of: Sequence[int]) -> DynamicCache:
-    """Keys and values of N prompts as those of B rows, for a pass after which they are not needed.
-
-    By parts, since the gradient of an index adds up its rows in any order on a GPU, and not twice the same.
-    """
+    """Keys and values of N prompts for a pass of B rows, repeated in each layer when it runs."""
     rows = empty(model)
     for layer, of_prompts in zip(rows.layers, cache.layers, strict=True):
-        layer.__dict__.update({k: v for k, v in vars(of_prompts).items() if k != "start"} | {"keep": False})
-        for name in ("keys", "values") if layer.is_initialized else ():
-            parts = getattr(layer, name).unbind()
-            setattr(layer, name, torch.stack([parts[i] for i in prompt_of]))
+        layer.__dict__.update({**vars(of_prompts), "keep": False, "prompt_of": prompt_of})
     return rows
 
 
-def release(cache: DynamicCache) -> None:
-    """Empty an `empty` cache for good. A pass that recomputes holds its cache, and the keys in it hold the pass: a ring
-    that Python does not see, so that nothing of a pass without a backward would ever be freed."""
-    for layer in cache.layers:
-        layer.keep = False
-        layer.__dict__.update(layer.start or {})
+def release(model: Any, cache: DynamicCache) -> None:
+    """Empty a cache that a pass has filled. A pass that recomputes holds its cache, and the keys in it hold the pass: a
+    ring that Python does not see, so that nothing of a pass without a backward would ever be freed."""
+    cache.layers = empty(model).layers
 
 
 def reads_once(model: Any, inputs: Inputs, grad: bool = True) -> bool:

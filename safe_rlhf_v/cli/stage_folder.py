@@ -56,7 +56,12 @@ def run_stage(
     if _main_process():
         write_json(folder / "stage.json", wanted)
     start = time.monotonic()
-    measured = work(folder)
+    try:
+        measured = work(folder)
+    except Exception:
+        if _main_process() and [file.name for file in folder.iterdir()] == ["stage.json"]:
+            (folder / "stage.json").unlink()  # nothing was done: a mistyped path does not stand in the way of the next
+        raise
     if _main_process():
         write_json(folder / "done.json", {"seconds": round(time.monotonic() - start, 1), "measured": measured})
     return measured

@@ -32,7 +32,7 @@ class MetricsFile(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """A bar on a terminal, nothing elsewhere: logs of other machines are not filled with it."""
+    """A bar on a terminal, elsewhere a line every logging_steps; and where a run goes on."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,13 +41,20 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         off = None if state.is_world_process_zero else True  # None: off unless a terminal
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", disable=off)
+        if state.global_step and state.is_world_process_zero:
+            print(f"{self.name}: resumed at step {state.global_step} of {state.max_steps}", flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix({k: f"{logs[k]:.3g}" for k in ("loss", "accuracy") if k in logs}, refresh=False)
+        if self.bar is None or not logs or "loss" not in logs:
+            return
+        shown = {k: f"{logs[k]:.3g}" for k in ("loss", "accuracy") if k in logs}
+        self.bar.set_postfix(shown, refresh=False)
+        if self.bar.disable and state.is_world_process_zero:
+            said = "  ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"{self.name} step {state.global_step} of {state.max_steps}: {said}", flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

@@ -83,6 +83,15 @@ def done(folder: Path, stage: str) -> dict[str, Any]:
     return dict(json.loads((folder / "run" / stage / "done.json").read_text()))
 
 
+def test_a_mistyped_path_does_not_lock_the_folder(folder: Path, tmp_path: Path) -> None:
+    config = ("--config", folder / "run.yaml", f"output_dir={tmp_path}", "sft.max_steps=1")
+    assert "nowhere" in error("train", "sft", *config, f"data.path={folder / 'nowhere'}")
+    assert not (tmp_path / "sft" / "stage.json").exists()
+    result = run("train", "sft", *config)
+    assert result.exit_code == 0, result.output
+    assert "made with other settings" in error("train", "sft", *config, "sft.max_steps=2")
+
+
 def test_every_stage_from_data_to_report(folder: Path) -> None:
     """The road of a real run, in the order a user takes it, on a world and a model that are small."""
     config = ("--config", folder / "run.yaml")

@@ -194,7 +194,7 @@ def run_killed_at(step: int, run: Callable[[], Any], monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("stage", ["sft", "cost"])
 def test_killed_run_resumes_bit_for_bit(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two epochs and a bit, dropout on, killed at step 8 between the checkpoints of steps 5 and 10."""
     chosen = settings(stage, f"{stage}.use_lora=true", "model.lora.dropout=0.2")
@@ -211,7 +211,10 @@ def test_killed_run_resumes_bit_for_bit(
     steps: list[int] = []
     note = lambda self, args, state, *_, **more: steps.append(state.global_step)  # noqa: E731
     monkeypatch.setattr(MetricsFile, "on_step_begin", note)
+    capsys.readouterr()
     resumed = run(tmp_path / "killed")()
+    said = capsys.readouterr().out
+    assert f"{stage}: resumed at step 5 of 12" in said and f"{stage} step 8 of 12: loss" in said
     assert steps == [5, 6, 7, 8, 9, 10, 11]  # went on, did not start again
     name = "adapter/adapter_model.safetensors" if stage == "sft" else "adapter_model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()

@@ -136,7 +136,8 @@ def readable_once(model: Any, inputs: Inputs, sliding: bool = True) -> bool:
 
 def _picture_ids(config: Any) -> set[int]:
     """Token ids that stand for pictures, or fence them."""
-    return {value for name, value in vars(config).items() if MODALITY_ATTRIBUTE.match(name) and isinstance(value, int)}
+    named = [value for name, value in vars(config).items() if MODALITY_ATTRIBUTE.match(name)]
+    return {i for value in named for i in (value if isinstance(value, list | tuple) else [value]) if isinstance(i, int)}
 
 
 def keeps_plain_caches(config: Any, sliding: bool = True) -> bool:

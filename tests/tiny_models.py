@@ -7,7 +7,8 @@ Nothing is downloaded. Hidden size 16, two layers, a few image tokens per pictur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -161,9 +163,42 @@ def qwen2_5_vl(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2
 def _model(cls: Any, config: Any, tok: PreTrainedTokenizerFast, seed: int) -> Any:
     torch.manual_seed(seed)
     model = cls(config).eval()
+    on_grid(model.parameters(), 2**-16)
     model.generation_config.eos_token_id = tok.eos_token_id
     model.generation_config.pad_token_id = tok.pad_token_id
     return model
+
+
+@torch.no_grad()
+def on_grid(parameters: Iterable[nn.Parameter], step: float) -> None:
+    """Round to multiples of `step`, a power of two, so that float32 sums and products of them are exact."""
+    for parameter in parameters:
+        parameter.copy_((parameter / step).round() * step)
+
+
+def shake(adapters: dict[str, nn.Parameter], std: float) -> None:
+    """Move adapters far from nothing, in steps of 1/32: merging them into a tiny model then rounds nothing, since
+    weights, the product B A and their sum are multiples of 2^-16 below 2^8, 24 bits in all."""
+    for parameter in adapters.values():
+        nn.init.normal_(parameter, std=std)
+    on_grid(adapters.values(), 2**-5)
+
+
+@torch.no_grad()
+def exact_states(model: Any, inputs: Inputs, responses: Responses | None = None) -> torch.Tensor:
+    """(T, H) states of the T real tokens, in float64; the model stays in float64.
+
+    In float32 two ways to the same states differ by up to 4e-3: these random models enlarge a rounding (2^-24) up to
+    60,000 times, and which roundings there are depends on the processor's instructions. In float64 they come out equal,
+    but for a norm, which rounds to float32 inside, that falls to the other side: `SAME` allows for that.
+    """
+    floats = [{k: v.double() if v.is_floating_point() else v for k, v in row.items()} for row in inputs.vision]
+    states = hidden_states(model.double(), replace(inputs, vision=tuple(floats)), responses).double()
+    masks = [inputs.attention_mask.bool()] + ([] if responses is None else [responses.mask])
+    return states[torch.cat(masks, 1)]
+
+
+SAME = dict(rtol=0.0, atol=1e-3)
 
 
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {"llava": llava, "idefics3": idefics3, "qwen2_5_vl": qwen2_5_vl}

@@ -127,7 +127,7 @@ def load_dialogues(
             kept.append(_from_row(part.row(i), part.pictures(i, limits) if "" not in part.row(i) else (), check_images))
         except (SchemaError, ImageError) as error:
             reason = "undecodable" if isinstance(error, ImageError) else "invalid"
-            report.dropped.append(Dropped(file=str(path), row=i, reason=reason, detail=str(error)))
+            report.dropped.append(Dropped(file=str(path), row=part.number(i), reason=reason, detail=str(error)))
     report.kept = len(kept)
     if not kept:
         raise DialogueError(f"no dialogue is left: {report.summary()}")

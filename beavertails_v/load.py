@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import random
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from beavertails_v import rows
 from beavertails_v.images import DEFAULT_LIMITS, ImageError, ImageLimits, Picture
 from beavertails_v.locate import locate, require_categories
-from beavertails_v.report import KEEPABLE, Dropped, LoadReport
+from beavertails_v.report import KEEPABLE, DataFile, Dropped, LoadReport, row_digest
 from beavertails_v.sets import ComparisonSet, Entry, ResponseSet
 from beavertails_v.sources import ColumnMap, SourceError, missing_columns, recognise
 from beavertails_v.store import Part, open_part
@@ -108,6 +109,7 @@ class _Loader:
         self.report = LoadReport(source=str(source), split=split)
         self.parts: list[tuple[Part, ColumnMap]] = []
         self.entries: list[Entry] = []
+        self.digests: dict[tuple[int, int], bytes] = {}
         self.looked_at = 0
         self.ids_seen: set[str] = set()
         self.categories_seen: set[str] = set()
@@ -123,6 +125,7 @@ class _Loader:
             self._require_fitting(part, column_map)
             part.set_image_column(column_map.image_column)
             self.parts.append((part, column_map))
+            self.report.files.append(DataFile(path=str(path), rows=len(part), bytes=path.stat().st_size))
         total = sum(len(part) for part, _ in self.parts)
         workers = min(8, os.cpu_count() or 1) if total >= THREADS_FROM else 1
         bar = tqdm(total=total, desc=f"Checking {self.split}", unit="row", delay=2)
@@ -165,6 +168,7 @@ class _Loader:
 
     def _take(self, number: int, chunk: list[tuple[int, dict[str, Any]]], run: Any) -> None:
         part, columns = self.parts[number]
+        rows_of = dict(chunk)
         judged = [(i, self._judge(row, columns)) for i, row in chunk]
         wanted = [i for i, verdict in judged if isinstance(verdict, list) and verdict]
         pictures = dict(zip(wanted, run(lambda i: _pictures(part, i, self.limits, self.check_images), wanted)))
@@ -177,8 +181,8 @@ class _Loader:
                 self._drop(part, i, verdict.reason, str(verdict))
             elif isinstance(found := pictures.get(i, ()), ImageError):
                 self._drop(part, i, "undecodable", str(found))
-            else:
-                self._admit(number, part, i, verdict, found)
+            elif self._admit(number, part, i, verdict, found):
+                self.digests[number, i] = row_digest(rows_of[i], *(picture.sha256 for picture in found))
 
     def _judge(self, row: dict[str, Any], columns: ColumnMap) -> Any:
         """Faults per record of the row; a RowError; or None for a row of a category not asked for."""
@@ -198,23 +202,36 @@ class _Loader:
 
     def _admit(
         self, number: int, part: Part, i: int, faults: list[list[tuple[str, str]]], pictures: tuple[Picture, ...]
-    ) -> None:
+    ) -> bool:
+        """Take in each record of the row that may be kept; says whether any was."""
+        before = len(self.entries)
         for k, found in enumerate(faults):
             if self._full():
-                return
+                break
             refused = [fault for fault in found if fault[0] not in self.keep]
             if refused:
                 self._drop(part, i, *refused[0])
                 continue
-            self.report.tolerated += [Dropped(file=part.path, row=i, reason=r, detail=d) for r, d in found]
+            self.report.tolerated += [self._left(part, i, *fault) for fault in found]
             self.entries.append(Entry(number, i, pictures, k))
+        return len(self.entries) > before
 
-    def _drop(self, part: Part, row: int, reason: str, detail: str) -> None:
-        self.report.dropped.append(Dropped(file=part.path, row=row, reason=reason, detail=detail))
+    def _drop(self, part: Part, i: int, reason: str, detail: str) -> None:
+        self.report.dropped.append(self._left(part, i, reason, detail))
+
+    def _left(self, part: Part, i: int, reason: str, detail: str) -> Dropped:
+        return Dropped(file=part.path, row=part.number(i), reason=reason, detail=detail, split=self.split)
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(repr([columns for _, columns in self.parts[:1]]).encode())
+        for entry in self.entries:
+            digest.update(self.digests[entry.part, entry.row] + bytes([entry.k]))
+        return digest.hexdigest()
 
     def _finish(self, total: int) -> None:
         self.report.kept = len(self.entries)
         self.entries.sort(key=lambda entry: (entry.part, entry.row, entry.k))
+        self.report.fingerprint = self._fingerprint()
         if left := total - self.looked_at:
             note = f"limit={self.limit}: a fixed sample over all {total:,} rows, {left:,} were not looked at"
             self.report.notes.append(note)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 #: Why a row may be left out. The first three can be kept on request; the others leave nothing usable.
 KEEPABLE = ("contradictory", "identical", "empty")
@@ -15,15 +17,25 @@ REASONS = (*KEEPABLE, "undecodable", "invalid")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """One row left out (or kept in spite). row: position in its file from 0; in a jsonl file, line number minus 1."""
+    """One row left out (or kept in spite). row: from 1, as an editor counts the lines of a jsonl file."""
 
     file: str
     row: int
     reason: str
     detail: str
+    split: str = ""
 
     def __str__(self) -> str:
         return f"{self.file} row {self.row}: {self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """A file that rows were read from. rows: how many it holds; bytes: its size when it was read."""
+
+    path: str
+    rows: int
+    bytes: int
 
 
 @dataclass(kw_only=True)
@@ -32,6 +44,8 @@ class LoadReport:
 
     kept: rows in the set. dropped: rows left out. tolerated: rows with a fault that `keep` let in (counted in `kept`).
     revision: hub commit, where the source came from the hub. notes: anything else worth saying.
+    files: what was read. fingerprint: SHA-256 of the kept rows with all their columns, of their encoded pictures and of
+    how the columns were read, in file order; equal data has the same one, wherever it stands.
     """
 
     source: str
@@ -41,6 +55,8 @@ class LoadReport:
     tolerated: list[Dropped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     revision: str | None = None
+    files: list[DataFile] = field(default_factory=list)
+    fingerprint: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -58,6 +74,12 @@ class LoadReport:
         rows = [{"kept": False, **asdict(d)} for d in self.dropped]
         rows += [{"kept": True, **asdict(d)} for d in self.tolerated]
         Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def row_digest(row: dict[str, Any], *more: str) -> bytes:
+    """SHA-256 of a row's columns and of what else belongs to it, whatever the order of the columns."""
+    text = json.dumps([row, *more], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _tally(label: str, entries: Iterable[Dropped], examples: int) -> list[str]:

@@ -62,9 +62,10 @@ class _RecordSet(Sequence[T]):
         return list(unique.values())
 
     def origin(self, index: int) -> tuple[str, int]:
-        """(file, row from 0) a record came from."""
+        """(file, row from 1) a record came from; in a jsonl file the row is the line an editor shows."""
         entry = self._entries[index]
-        return self._parts[entry.part][0].path, entry.row
+        part = self._parts[entry.part][0]
+        return part.path, part.number(entry.row)
 
     @abstractmethod
     def _build(self, entry: Entry) -> T: ...

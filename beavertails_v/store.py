@@ -34,6 +34,10 @@ class Part(Protocol):
 
     def __len__(self) -> int: ...
 
+    def number(self, i: int) -> int:
+        """What a person calls row i: counted from 1; in a jsonl file, the line an editor shows."""
+        ...
+
     def set_image_column(self, name: str | None) -> None:
         """Say which column holds the pictures; None for rows of text. Call it before anything is read."""
         ...
@@ -66,6 +70,9 @@ class ParquetPart:
     def __len__(self) -> int:
         return self._groups[-1]
 
+    def number(self, i: int) -> int:
+        return i + 1
+
     def set_image_column(self, name: str | None) -> None:
         self._wants_image = name is not None
         self._image_column = next((c for c in (name, "images") if c in self.columns), None)
@@ -83,7 +90,7 @@ class ParquetPart:
             yield start, self._table.slice(start, end - start).to_pylist()
 
     def pictures(self, i: int, limits: ImageLimits) -> tuple[Picture, ...]:
-        where = f"{self.path} row {i}"
+        where = f"{self.path} row {self.number(i)}"
         if self._image_column is None:
             if self._wants_image:
                 raise ImageError(f"{where}: the file has no column of pictures")
@@ -99,15 +106,19 @@ class JsonlPart:
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         with open(path, "rb") as lines:
-            self._rows = [_json_row(line) for line in lines]
+            numbered = [(number, _json_row(line)) for number, line in enumerate(lines, 1) if line.strip()]
+        self._numbers, self._rows = [number for number, _ in numbered], [row for _, row in numbered]
         if all("" in row for row in self._rows):
-            first = f"no line is JSON of a row; row 0: {self._rows[0]['']}" if self._rows else "the file is empty"
-            raise SourceError(f"{path}: {first}")
+            first = f"row {self._numbers[0]}: {self._rows[0]['']}" if self._rows else ""
+            raise SourceError(f"{path}: " + (f"no line is JSON of a row; {first}" if first else "the file is empty"))
         self.columns = sorted({name for row in self._rows for name in row if name})
         self._image_column: str | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def number(self, i: int) -> int:
+        return self._numbers[i]
 
     def set_image_column(self, name: str | None) -> None:
         self._image_column = name
@@ -120,7 +131,7 @@ class JsonlPart:
             yield start, [self.row(i) for i in range(start, min(start + _CHUNK, len(self)))]
 
     def pictures(self, i: int, limits: ImageLimits) -> tuple[Picture, ...]:
-        where, row = f"{self.path} row {i}", self._rows[i]
+        where, row = f"{self.path} row {self.number(i)}", self._rows[i]
         names = row.get("images", row.get(self._image_column or ""))
         if names is None:
             if self._image_column is None:
@@ -147,8 +158,6 @@ def open_part(path: Path) -> Part:
 
 
 def _json_row(line: bytes) -> dict[str, Any]:
-    if not line.strip():
-        return {"": "the line is blank"}
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:

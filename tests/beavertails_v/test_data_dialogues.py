@@ -61,7 +61,7 @@ def test_a_faulty_row_is_dropped_and_named(tmp_path: Path, change: dict[str, Any
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found, report = load_dialogues(tmp_path)
     assert found == [dialogue()]
-    assert [(d.file, d.row) for d in report.dropped] == [(str(file), 1)]
+    assert [(d.file, d.row) for d in report.dropped] == [(str(file), 2)]
     assert words in report.dropped[0].detail
 
 
@@ -72,10 +72,9 @@ def test_lines_that_are_no_rows_and_damaged_pictures(tmp_path: Path) -> None:
     found, report = load_dialogues(tmp_path)
     assert len(found) == 1
     assert [(d.row, d.reason) for d in report.dropped] == [
-        (1, "undecodable"),
-        (2, "invalid"),
+        (2, "undecodable"),
         (3, "invalid"),
-        (4, "invalid"),
+        (5, "invalid"),  # a blank line is no row
     ]
 
 

@@ -36,7 +36,7 @@ def test_several_pictures_none_and_a_forgotten_one(jsonl: Make) -> None:
         jsonl(row | {"images": ["pictures/0.png", "pictures/0.png"]}, row | {"images": []}, row, row | {"image": 3})
     )
     assert [len(pair.prompt.images) for pair in pairs] == [2, 0]
-    assert [(d.row, d.reason) for d in pairs.report.dropped] == [(2, "undecodable"), (3, "undecodable")]
+    assert [(d.row, d.reason) for d in pairs.report.dropped] == [(3, "undecodable"), (4, "undecodable")]
     assert '"images": []' in pairs.report.dropped[0].detail
 
 
@@ -65,16 +65,24 @@ def test_escaping_names_are_left_out(jsonl: Make, tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to(outside)
     names = ["pictures/0.png", f"../{outside.name}", str(outside), "link.png", "pictures/none.png"]
     report = load_comparisons(jsonl(*(official_row(n, image=name) for n, name in enumerate(names)))).report
-    assert report.kept == 1 and [d.row for d in report.dropped] == [1, 2, 3, 4]
-    assert report.counts == {"undecodable": 4} and f"row 1: image '../{outside.name}' lies outside" in report.summary()
+    assert report.kept == 1 and [d.row for d in report.dropped] == [2, 3, 4, 5]
+    assert report.counts == {"undecodable": 4} and f"row 2: image '../{outside.name}' lies outside" in report.summary()
 
 
 def test_broken_lines_are_left_out_by_number(jsonl: Make) -> None:
     path = jsonl(official_row(image="pictures/0.png"))
     with path.open("ab") as file:
-        file.write(b'\n{"question": \n[1]\n"caf\xe9"\n' + b"[" * 100_000 + b"\n")
+        file.write(b'{"question": \n[1]\n"caf\xe9"\n' + b"[" * 100_000 + b"\n")
     report = load_comparisons(path).report
-    assert [(d.row, d.reason) for d in report.dropped] == [(n, "invalid") for n in range(1, 6)]
+    assert [(d.row, d.reason) for d in report.dropped] == [(n, "invalid") for n in range(2, 6)]
+
+
+def test_blank_lines_are_no_rows_and_do_not_shift_the_count(jsonl: Make) -> None:
+    path = jsonl(official_row(image="pictures/0.png"))
+    with path.open("ab") as file:
+        file.write(b"\n  \r\n[1]\n\n")
+    report = load_comparisons(path).report
+    assert report.kept == 1 and [(d.row, d.reason, d.split) for d in report.dropped] == [(4, "invalid", "train")]
 
 
 def test_values_of_other_types_are_left_out(jsonl: Make) -> None:
@@ -94,7 +102,7 @@ def test_a_byte_order_mark_and_windows_line_ends(jsonl: Make) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "is empty"), ('{"question": "a",\n"b": 1}\n', "no line is JSON.*row 0: the line is not JSON")],
+    [("", "is empty"), ('{"question": "a",\n"b": 1}\n', "no line is JSON.*row 1: the line is not JSON")],
 )
 def test_a_file_without_any_row_says_so(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "train.jsonl").write_text(text)

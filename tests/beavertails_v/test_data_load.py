@@ -26,9 +26,9 @@ OneFile = Callable[..., Path]
 
 
 def only_reason(path: Path, **options: Any) -> tuple[str, str]:
-    """(reason, detail) of the one row left out of a file whose row 1 is at fault and row 0 is not."""
+    """(reason, detail) of the one row left out of a file whose second row is at fault and the first is not."""
     report = load_comparisons(path, **options).report
-    assert report.kept == 1 and [d.row for d in report.dropped] == [1] and report.dropped[0].file == str(path)
+    assert report.kept == 1 and [d.row for d in report.dropped] == [2] and report.dropped[0].file == str(path)
     return report.dropped[0].reason, report.dropped[0].detail
 
 
@@ -118,7 +118,7 @@ def test_faults_are_left_out_or_kept_by_name(one_file: OneFile, changes: dict[st
     assert only_reason(path)[0] == reason
     report = load_comparisons(path, keep=[reason]).report
     assert report.kept == 2 and not report.dropped
-    assert [(d.row, d.reason) for d in report.tolerated] == [(1, reason)]
+    assert [(d.row, d.reason) for d in report.tolerated] == [(2, reason)]
     others = [r for r in ("contradictory", "identical", "empty") if r != reason]
     assert only_reason(path, keep=others)[0] == reason
 
@@ -144,7 +144,7 @@ def test_a_blank_question_cannot_be_kept(one_file: OneFile, question: Any) -> No
 @pytest.mark.parametrize("data", [png(5, (200, 200))[:-200], b"not a picture", b"", None])
 def test_a_picture_that_cannot_be_opened(one_file: OneFile, data: Any) -> None:
     reason, detail = only_reason(one_file(official_row(), official_row(1, image={"bytes": data, "path": None})))
-    assert reason == "undecodable" and "row 1" in detail
+    assert reason == "undecodable" and "row 2" in detail
 
 
 def test_a_missing_picture(one_file: OneFile) -> None:
@@ -195,13 +195,30 @@ def test_nothing_disappears(one_file: OneFile, tmp_path: Path) -> None:
     assert report.kept + len(report.dropped) == len(rows)
     assert report.counts == {"contradictory": 1, "identical": 1, "empty": 2, "undecodable": 1, "invalid": 1}
     assert "kept 2 rows, left out 6" in report.summary()
-    assert f"{path} row 1: " in report.summary()
+    assert f"{path} row 2: " in report.summary()
     report.write(tmp_path / "report.jsonl")
     written = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
-    assert [row["row"] for row in written] == [1, 2, 3, 4, 5, 6]
+    assert [row["row"] for row in written] == [2, 3, 4, 5, 6, 7]
     assert written[0] | {"detail": ""} == {
-        "kept": False, "file": str(path), "row": 1, "reason": "contradictory", "detail": "",
+        "kept": False, "file": str(path), "row": 2, "reason": "contradictory", "detail": "", "split": "train",
     }  # fmt: skip
+
+
+def test_the_report_fingerprints_what_was_kept(tmp_path: Path) -> None:
+    """Any change of a label, text, picture or column changes it; the name of the file and faulty rows do not."""
+
+    def print_of(name: str, *rows: dict[str, Any]) -> str:
+        report = load_comparisons(path := write_parquet(tmp_path / name, rows)).report
+        assert [(f.path, f.rows, f.bytes) for f in report.files] == [(str(path), len(rows), path.stat().st_size)]
+        return report.fingerprint
+
+    plain = print_of("a.parquet", official_row(), official_row(1))
+    assert plain == print_of("b.parquet", official_row(), official_row(1), official_row(2, **IDENTICAL))
+    changes: list[dict[str, Any]] = [{"question": "other"}, {"response_2_helpful_rate": 2}, {"image_severity": 2}]
+    changes += [{"image": {"bytes": png(7), "path": None}}, {"more_helpful_response_id": "1"}]
+    prints = {print_of(f"{n}.parquet", official_row(), official_row(1, **c)) for n, c in enumerate(changes)}
+    prints.add(print_of("turned.parquet", official_row(1), official_row()))
+    assert len(prints | {plain}) == len(changes) + 2
 
 
 def test_no_usable_row_is_an_error_with_the_report(one_file: OneFile) -> None:
@@ -434,7 +451,7 @@ def test_the_set_is_a_lazy_sequence(official: Path) -> None:
     assert type(pairs[3:7]) is type(pairs)
     with pytest.raises(IndexError):
         _ = pairs[15]
-    assert pairs.origin(6) == (str(official / "data/animal_abuse/train.parquet"), 1)
+    assert pairs.origin(6) == (str(official / "data/animal_abuse/train.parquet"), 2)
     assert pairs[6].prompt.text == "animal_abuse 1"
 
 

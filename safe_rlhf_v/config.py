@@ -6,11 +6,12 @@ Argument names are those of transformers and TRL. Defaults are the papers' where
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from safe_rlhf_v.config_io import SettingsError, dump_yaml, load, walk
 from safe_rlhf_v.files import replace_text
@@ -30,8 +31,24 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def _at_home(path: str) -> str:
+    """`~/x` as a shell means it: nobody wants a folder called ~."""
+    found = os.path.expanduser(path)
+    if found == path and path.startswith("~"):
+        raise ValueError("there is no user of that name; write ./~... for a folder whose name begins so")
+    if "\0" in path:
+        raise ValueError("a path holds no NUL character")
+    return found
+
+
+# A folder or file, or a hub id.
+Location = Annotated[str, AfterValidator(_at_home)]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -51,8 +68,8 @@ class LoraSection(Section):
 
 
 class ModelSection(Section):
-    path: str = Field("", description="Folder or hub id of a vision-language model in transformers' format.")
-    start: str | None = Field(None, description="Model that reward, cost, guard and policy start from; null takes <output_dir>/sft where that is finished, else path.")
+    path: Location = Field("", description="Folder or hub id of a vision-language model in transformers' format.")
+    start: Location | None = Field(None, description="Model that reward, cost, guard and policy start from; null takes <output_dir>/sft where that is finished, else path.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type of the frozen weights. Weights that are trained whole want float32 (and bf16: true); adapters stay float32."
     )
@@ -64,7 +81,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    path: str = Field("", description="Folder in the BeaverTails-V layout (data/<category>/<split>.parquet), a .parquet or .jsonl file, or a hub id.")
+    path: Location = Field("", description="Folder in the BeaverTails-V layout (data/<category>/<split>.parquet), a .parquet or .jsonl file, or a hub id.")
     train_split: str = Field("train", description="Split that is trained on.")
     evaluation_split: str = Field("evaluation", description="Split that is measured on; never trained on.")
     categories: list[str] | None = Field(None, description="Only these categories; null takes all.")
@@ -239,8 +256,8 @@ class PolicySection(Section):
     measure: MeasureSection = Field(MeasureSection(), description="Of what the threshold is a bound.")
     dual: DualSection = Field(DualSection(), description="How the multiplier moves.")
     roles: Literal["adapters", "separate"] = Field("adapters", description="adapters: all six roles on one backbone; separate: full models.")
-    reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
-    cost_model: str | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
+    reward_model: Location | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
+    cost_model: Location | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
     threshold: float | Literal["auto"] = Field(-0.5, description="Bound d on the mean cost. auto: the mean cost of the training data's responses labelled safe. [code] -0.5")
     threshold_quantile: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="With threshold auto: this quantile of those costs in place of their mean; the lower, the stricter. [ours]")
     beta: NonNegative = Field(0.02, description="Weight of the KL penalty to the start model. [code] 0.02")
@@ -356,9 +373,9 @@ class DirectSection(TrainSection):
     algorithm: Literal["dpo", "kto", "sacpo", "safe_dpo", "bfpo", "c_dpo", "mm_dpo"] = Field("dpo", description="dpo, kto: one preference; sacpo: helpfulness, then safety; safe_dpo, bfpo: both at once; c_dpo: cost at or under a bound; mm_dpo: weighed by reward margins.")
     beta: Rate = Field(0.1, description="Weight of the KL to the reference. [paper] 0.1")
     learning_rate: Rate = Field(2e-5, description="Peak learning rate. [code] 2e-5 for full weights (SACPO); adapters want about 1e-4 [ours]")
-    reference: str | None = Field(None, description="Reference model; null takes the one that training starts from.")
-    reward_model: str | None = Field(None, description="Folder of the reward model, for c_dpo and mm_dpo; null takes <output_dir>/reward.")
-    cost_model: str | None = Field(None, description="Folder of the cost model, for c_dpo and mm_dpo; null takes <output_dir>/cost.")
+    reference: Location | None = Field(None, description="Reference model; null takes the one that training starts from.")
+    reward_model: Location | None = Field(None, description="Folder of the reward model, for c_dpo and mm_dpo; null takes <output_dir>/reward.")
+    cost_model: Location | None = Field(None, description="Folder of the cost model, for c_dpo and mm_dpo; null takes <output_dir>/cost.")
     dpo: DPOSection = Field(DPOSection(), description="Used by algorithm: dpo.")
     kto: KTOSection = Field(KTOSection(), description="Used by algorithm: kto.")
     sacpo: SACPOSection = Field(SACPOSection(), description="Used by algorithm: sacpo.")
@@ -382,10 +399,10 @@ class IterativeSection(TrainSection):
     pair_samples: Annotated[int, Field(ge=2, multiple_of=2)] = Field(2, description="Responses to each of them, compared two by two. [ours]")
     pairs_from: Literal["reference", "policy"] = Field("reference", description="Whose responses are compared: the start model's, drawn once, or those of the iteration before. [ours]")
     start_from: Literal["previous", "reference"] = Field("previous", description="Each training goes on from the policy of the one before, or starts over. [ours]")
-    reward_model: str | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
-    cost_model: str | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
-    helpful_policy: str | None = Field(None, description="For pecan and pecaid: a policy trained by DPO on more_helpful, from the same start with the same beta.")
-    safe_policy: str | None = Field(None, description="For pecan and pecaid: the same on safer.")
+    reward_model: Location | None = Field(None, description="Folder of the reward model; null takes <output_dir>/reward.")
+    cost_model: Location | None = Field(None, description="Folder of the cost model; null takes <output_dir>/cost.")
+    helpful_policy: Location | None = Field(None, description="For pecan and pecaid: a policy trained by DPO on more_helpful, from the same start with the same beta.")
+    safe_policy: Location | None = Field(None, description="For pecan and pecaid: the same on safer.")
     num_train_epochs: Rate = Field(1.0, description="Passes over the pairs, each iteration. [paper] 1")
     learning_rate: Rate = Field(5e-4, description="Peak learning rate. [paper] 5e-4 with adapters of rank 8, alpha 16")
     max_new_tokens: Positive = Field(512, description="Longest sampled response; those that are cut off are not trained on.")
@@ -402,9 +419,9 @@ class GuardSection(TrainSection):
     severity_weight: NonNegative = Field(1.0, description="Weight of the severity loss. [ours]")
     category_weight: NonNegative = Field(0.5, description="Weight of the category loss. [ours]")
     calibration_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Share of the training prompts kept for the temperatures; 0 fits none. [ours]")
-    benign: str | None = Field(None, description="Data whose prompts are harmless, where data.path has only harmful ones (as BeaverTails-V); without it queries are not learned.")
-    path: str | None = Field(None, description="Folder of a trained guard to use; null takes <output_dir>/guard.")
-    policy: str | None = Field(None, description="YAML file of what the guard does at which severity; null takes the one saved with it.")
+    benign: Location | None = Field(None, description="Data whose prompts are harmless, where data.path has only harmful ones (as BeaverTails-V); without it queries are not learned.")
+    path: Location | None = Field(None, description="Folder of a trained guard to use; null takes <output_dir>/guard.")
+    policy: Location | None = Field(None, description="YAML file of what the guard does at which severity; null takes the one saved with it.")
     max_rounds: Count = Field(5, description="Rounds of filter and regenerate before the guard gives up. [paper] 5")
 
 
@@ -428,8 +445,8 @@ class GenerationSection(Section):
 
 
 class EvaluationSection(Section):
-    model: str | None = Field(None, description="Aligned model to measure; null takes <output_dir>/policy.")
-    base: str | None = Field(None, description="Model it is compared with; null takes the one the policy started from.")
+    model: Location | None = Field(None, description="Aligned model to measure; null takes <output_dir>/policy.")
+    base: Location | None = Field(None, description="Model it is compared with; null takes the one the policy started from.")
     samples: Positive = Field(1, description="Responses a prompt.")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Level of the intervals.")
     bootstrap: Annotated[int, Field(ge=100)] = Field(4000, description="Resamples of the intervals.")
@@ -439,8 +456,8 @@ class EvaluationSection(Section):
 
 
 class Settings(Section):
-    output_dir: str = Field("runs/default", description="Everything a run writes goes below this folder.")
-    seed: Count = Field(0, description="Seed of weights, data order and sampling.")
+    output_dir: Location = Field("runs/default", description="Everything a run writes goes below this folder.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of weights, data order and sampling.")
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     sft: SFTSection = SFTSection()
@@ -468,6 +485,9 @@ class Settings(Section):
         replace_text(path, dump_yaml(self.model_dump(mode="json")))
 
 
-def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
-    """Settings from a YAML file (null: the defaults) with `section.key=value` overrides. Raises SettingsError."""
-    return load(Settings, path, overrides)
+def load_settings(path: str | Path | None = None, overrides: Sequence[str] = (), *, section: str = "") -> Settings:
+    """Settings from a YAML file (null: the defaults) with `section.key=value` overrides. Raises SettingsError.
+
+    section: that of the stage at hand; an unknown key is looked for there first.
+    """
+    return load(Settings, path, overrides, section=section)

@@ -1,16 +1,18 @@
 import dataclasses
+import functools
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 
-from safe_rlhf_v import cost_measures, duals
+from safe_rlhf_v import config_io, cost_measures, duals
 from safe_rlhf_v.config import Settings, SettingsError, load_settings, walk
 
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "run.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -60,7 +62,7 @@ def test_override_values_may_hold_equal_signs_and_null() -> None:
         ("policy: {dual: {kind: log, initial: 0}}", ["initial must be above 0 for kind log"]),
         ("reward: {max_steps: true}", ["reward.max_steps = True", "true / false"]),
         ("reward: 3", ["reward = 3"]),
-        ("reward: {bf16: true}\nreward: {bf16: false}", ["line 1", "'reward' stands twice"]),
+        ("reward: {bf16: true}\nreward: {bf16: false}", ["line 2", "'reward' stands twice"]),
         ("- a", ["a mapping of sections"]),
         ("a: [", ["run.yaml"]),
     ],
@@ -172,3 +174,118 @@ def test_a_setting_that_adapters_would_ignore_is_refused() -> None:
     assert not load_settings(None, ["sft.freeze_vision=false"]).sft.freeze_vision
     with pytest.raises(SettingsError, match="freeze_vision: false needs use_lora: false"):
         load_settings(None, ["reward.freeze_vision=false"])
+
+
+def test_text_stays_as_it_was_written(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "output_dir: 2024-06-01\nmodel: {path: 1e3, start: no}\n"
+        "data: {path: 007, train_split: 0, evaluation_split: true, categories: [1_0, on, 3]}\n"
+        "policy: {threshold: 1e-2}\niterative: {bounds: {all: 3, 12: 1e0}}\n",
+    )
+    settings = load_settings(path)
+    assert (settings.output_dir, settings.model.path, settings.model.start) == ("2024-06-01", "1e3", "no")
+    data = settings.data
+    assert (data.path, data.train_split, data.evaluation_split) == ("007", "0", "true")
+    assert data.categories == ["1_0", "on", "3"]
+    assert settings.policy.threshold == 0.01
+    assert settings.iterative.bounds == {"all": 3.0, "12": 1.0}
+    settings.save(tmp_path / "saved.yaml")
+    assert load_settings(tmp_path / "saved.yaml") == settings
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["20240601", "2024-06-01", "my data: v2", "a #1", "[x]", "{y}", "12:30:00", "no", "-", "&a", "*", "C:\\x", "é"],
+)
+def test_an_override_of_text_is_that_text(text: str) -> None:
+    assert load_settings(None, [f"data.path={text}"]).data.path == text
+    assert load_settings(None, [f"data.path='{text}'"]).data.path == text
+
+
+@pytest.mark.parametrize("text", ["1:30", "2024-06-01", "10 000", "0b11"])
+def test_a_number_is_not_guessed(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match="reward.max_steps = '"):
+        load_settings(write(tmp_path, f"reward: {{max_steps: {text}}}"))
+
+
+def test_numbers_and_truth_values_as_people_write_them(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "reward: {max_steps: 1_000, save_steps: 012, logging_steps: 1e1, bf16: yes}\ncost: {bf16: on}"
+    )
+    reward = load_settings(path, ["cost.gradient_checkpointing=on"]).reward
+    assert (reward.max_steps, reward.save_steps, reward.logging_steps, reward.bf16) == (1000, 12, 10, True)
+    assert load_settings(path, ["cost.gradient_checkpointing=on"]).cost.gradient_checkpointing is True
+
+
+def test_merge_keys_and_empty_sections(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "reward: &shared {max_steps: 5, learning_rate: 1e-3}\ncost: {<<: *shared, max_steps: 6}\nsft:\n"
+    )
+    settings = load_settings(path)
+    assert (settings.cost.max_steps, settings.cost.learning_rate) == (6, 1e-3)
+    assert settings.sft == load_settings().sft
+    with pytest.raises(SettingsError, match="delete the line to take the default"):
+        load_settings(write(tmp_path, "sft:\n  learning_rate:\n"))
+    with pytest.raises(SettingsError, match="an alias"):
+        load_settings(write(tmp_path, "sft: &a\n  b: *a\n"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["sft.learning_rate=.inf", "policy.threshold=.nan", "policy.dual.maximum=inf", "iterative.bounds={all: .nan}",
+     "direct.bfpo.alpha=-.inf", "sft.weight_decay=1e999", "seed=99999999999"],
+)  # fmt: skip
+def test_what_is_not_a_finite_number_is_refused(override: str) -> None:
+    with pytest.raises(SettingsError, match=r"finite number|less than 4294967296"):
+        load_settings(None, [override])
+
+
+PATHS = [
+    "output_dir", "model.path", "model.start", "data.path", "guard.benign", "guard.path", "guard.policy",
+    "policy.reward_model", "policy.cost_model", "direct.reference", "direct.reward_model", "direct.cost_model",
+    "iterative.reward_model", "iterative.cost_model", "iterative.helpful_policy", "iterative.safe_policy",
+    "evaluation.model", "evaluation.base",
+]  # fmt: skip
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for name in PATHS:
+        section, _, key = name.rpartition(".")
+        tree = f"{section}: {{{key}: ~/x}}" if section else f"{key}: ~/x"
+        for settings in (load_settings(None, [f"{name}=~/x"]), load_settings(write(tmp_path, tree))):
+            value = functools.reduce(getattr, name.split("."), settings)
+            assert value == "/home/me/x", name
+    assert load_settings(None, ["data.path=./~/x", "model.path=a~b"]).data.path == "./~/x"
+    with pytest.raises(SettingsError, match="no user of that name"):
+        load_settings(None, ["output_dir=~nobody-of-this-name/x"])
+
+
+def test_no_setting_that_names_a_folder_is_forgotten() -> None:
+    folders = [
+        name
+        for name, info in walk(Settings)
+        if re.search(r"\b(Folder|folder|file|hub id|model that|Model that)\b", info.description or "")
+    ]
+    assert set(folders) <= {*PATHS, "engine.url"}, set(folders) - set(PATHS)
+
+
+def test_an_unknown_key_is_looked_for_in_the_section_of_the_command() -> None:
+    for section in ("sft", "reward", "guard"):
+        with pytest.raises(SettingsError, match=f"did you mean '{section}.max_steps'"):
+            load_settings(None, ["max_steps=2"], section=section)
+    with pytest.raises(SettingsError, match=r"write it below its section"):
+        validate_tree({"reward.max_steps": 3})
+
+
+def validate_tree(tree: dict[str, object]) -> None:
+    config_io.validate(Settings, tree, "run.yaml")
+
+
+def test_long_values_are_cut() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(
+            None, ["reward.max_steps=" + "x" * 5000, "y" * 5000 + "=1", "sft.lr_scheduler_type=" + "z" * 5000]
+        )
+    assert max(len(line) for line in str(caught.value).splitlines()) < 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from safe_rlhf_v.config import Count, Positive, Section, SettingsError
+from safe_rlhf_v.config import Count, Location, Positive, Section, SettingsError
 from safe_rlhf_v.config_io import apply_override, read_yaml, validate
 from safe_rlhf_v.evaluation.claims import Claim
 from safe_rlhf_v.evaluation.comparison import REFERENCE
@@ -47,8 +48,8 @@ class WorldSection(Section):
 
 
 class CompareSettings(Section):
-    output_dir: str = Field("runs/compare", description="Everything goes below this folder.")
-    settings: str = Field(
+    output_dir: Location = Field("runs/compare", description="Everything goes below this folder.")
+    settings: Location = Field(
         "quickstart", description="Settings file of a run that all methods share; quickstart: the demo's."
     )
     base: dict[str, Any] = Field(default_factory=dict, description="Settings on top of that file, for all methods.")
@@ -98,16 +99,16 @@ def load_compare(path: Path | None, overrides: Sequence[str] = (), *, quick: boo
     if quick:
         tree = _with_quick(tree, path)
     for override in overrides:
-        apply_override(tree, override)
+        apply_override(tree, override, CompareSettings)
     return validate(CompareSettings, tree, path, overrides)
 
 
 def _extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    tree = dict(read_yaml(path))
+    tree = dict(read_yaml(path, CompareSettings))
     if "extends" not in tree:
         return tree
-    below = tree.pop("extends")
-    if not isinstance(below, str) or not (path.parent / below).is_file():
+    below = os.path.expanduser(str(tree.pop("extends")))
+    if not (path.parent / below).is_file():
         raise SettingsError(f"{path}: extends = {below!r}: name a settings file that lies beside this one")
     if path.parent / below in (*above, path):
         raise SettingsError(f"{path}: extends = {below!r}: that one extends this one")

@@ -1,24 +1,23 @@
 """The one door by which an image comes in: read within limits, refuse what is unsafe, strip, hash.
 
 A picture is opened by its content, never by its file extension, and nothing is decoded before its size is known to be
-within `ImageLimits`. What comes out is always RGB, upright (EXIF orientation applied) and free of metadata.
+within `ImageLimits`. What comes out is always RGB, upright (EXIF orientation applied), in sRGB and free of metadata.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-#: Pillow's image modes that carry an alpha channel.
-_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
-#: Pillow's modes of 16 and 32 bits a pixel, scaled (not clipped) down to 8 bits.
-_DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+from beavertails_v.pixels import BlankError, png_without_metadata, visible_rgb
+from beavertails_v.references import kind_of_file, local_name, not_a_name, short, written_bytes
 
 
 class ImageError(ValueError):
@@ -83,13 +82,14 @@ class Picture:
     @classmethod
     def from_path(cls, path: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
         """A picture in a file, read when needed. Links are the caller's choice here; `picture_below` refuses them."""
-        return cls(_File(str(path)), where=str(path), limits=limits)
+        where = str(path) if not_a_name(str(path)) is None else ""
+        return cls(_File(str(path)), where=where, limits=limits)
 
     @classmethod
     def from_pil(cls, image: Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
         """A picture of an image in memory, encoded as PNG without metadata."""
         buffer = io.BytesIO()
-        _to_clean_rgb(image).save(buffer, format="PNG")
+        visible_rgb(image).save(buffer, format="PNG")
         return cls.from_bytes(buffer.getvalue(), limits=limits)
 
     @property
@@ -104,36 +104,38 @@ class Picture:
         try:
             data = self._reader.read(self.limits.max_bytes + 1)
         except OSError as error:
-            raise ImageError(f"{_at(self.where)}the picture cannot be read ({error}); restore the file") from error
+            why = error.strerror or str(error)
+            raise ImageError(f"{_at(self.where)}the picture cannot be read ({why}); restore the file") from error
         _check_bytes(data, self.limits, self.where)
         return data
 
     def load(self) -> Image.Image:
-        """Decode to an upright RGB image without metadata, alpha flattened onto white.
+        """Decode to an upright RGB image in sRGB without metadata, alpha flattened onto white.
 
-        Raises ImageError for anything outside the limits, of another format, damaged or truncated.
+        Raises ImageError for anything outside the limits, of another format, damaged or truncated, and for a picture
+        that comes out blank though its colour planes are not.
         """
-        return self._guarded(_to_clean_rgb)  # type: ignore[no-any-return]
+        return self._guarded(visible_rgb)  # type: ignore[no-any-return]
 
     def check(self, *, full: bool = True) -> None:
         """Raise ImageError if `load` would. full=False looks at the header and the limits only, and misses damage."""
-        self._guarded(_decode_cheaply if full else lambda image: None)
+        self._guarded(_decode_cheaply if full else lambda image, profile: None)
 
     def clean(self) -> Picture:
         """The same picture re-encoded as PNG: orientation baked in, metadata gone, and so another sha256."""
         return Picture.from_pil(self.load(), limits=self.limits)
 
-    def _guarded(self, use: Callable[[Image.Image], Any]) -> Any:
-        data = self.encoded()
+    def _guarded(self, use: Callable[[Image.Image, bytes | None], Any]) -> Any:
+        data, profile = png_without_metadata(whole := self.encoded())
         try:
             # Pillow meets hostile input here and raises nearly every kind of error; all of them mean the same to us.
             with Image.open(io.BytesIO(data), formats=self.limits.formats) as image:
                 _check_header(image, self.limits, self.where)
-                return use(image)
+                return use(image, profile)
         except ImageError:
             raise
         except Exception as error:
-            raise ImageError(_explain(error, self.limits, self.where)) from error
+            raise ImageError(_explain(error, whole, self.limits, self.where)) from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Picture) and self.sha256 == other.sha256
@@ -148,18 +150,29 @@ class Picture:
         return f"Picture({self.where or self._sha256 or 'in memory'})"
 
 
+def picture_of(folder: Path, text: str, *, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
+    """The picture that a text names: a file below `folder`, or its bytes as a data: address or base64."""
+    if (data := written_bytes(text)) is not None:
+        return Picture.from_bytes(data, limits=limits)
+    return picture_below(folder, text, limits=limits)
+
+
 def picture_below(folder: Path, name: str, *, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
     """The picture `name`, a path relative to `folder`. Raises ImageError where it leaves the folder or is a link."""
     if "\0" in name or not name:
         raise ImageError(f"image {name!r} is not a file name")
-    root = folder.resolve()
-    path = root / name
+    if why := not_a_name(name):
+        raise ImageError(f"image {why}")
+    root, named = folder.resolve(), repr(short(name))
+    path = root / local_name(root, name)
+    links = [p for p in (path, *path.parents) if p != root and p.is_relative_to(root) and p.is_symlink()]
     if not path.resolve().is_relative_to(root) or Path(name).is_absolute():
-        raise ImageError(f"image {name!r} lies outside {folder}; name a file below the folder of the jsonl file")
-    if any(p.is_symlink() for p in (path, *path.parents) if p != root and p.is_relative_to(root)):
-        raise ImageError(f"image {name!r} is or passes through a link; copy the file into {folder}")
+        what = "is or passes through a link to a place" if links else "lies"
+        raise ImageError(f"image {named} {what} outside {folder}; copy the file below the folder and name it there")
+    if links:
+        raise ImageError(f"image {named} is or passes through a link; copy the file into {folder}")
     if not path.is_file():
-        raise ImageError(f"image {name!r} is not a file below {folder}")
+        raise ImageError(f"image {named} is not a file below {folder}")
     return Picture.from_path(path, limits=limits)
 
 
@@ -176,6 +189,8 @@ class _File:
     path: str
 
     def read(self, at_most: int) -> bytes:
+        if (why := not_a_name(self.path)) and not os.path.exists(self.path):
+            raise ImageError(why)
         with open(self.path, "rb") as file:
             return file.read(at_most)
 
@@ -219,26 +234,19 @@ def _check_header(image: Image.Image, limits: ImageLimits, where: str) -> None:
         )
 
 
-def _decode_cheaply(image: Image.Image) -> None:
+def _decode_cheaply(image: Image.Image, profile: bytes | None) -> None:
     """All that `load` does; but a JPEG at an eighth of its size, which reads the whole stream and damage shows too."""
     image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-    _to_clean_rgb(image)
+    visible_rgb(image, profile)
 
 
-def _to_clean_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _DEEP_MODES:
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-    clean = Image.new("RGB", image.size, "white")
-    clean.paste(image.convert("RGB"), mask=image.getchannel("A") if image.mode == "RGBA" else None)
-    return clean
-
-
-def _explain(error: Exception, limits: ImageLimits, where: str) -> str:
+def _explain(error: Exception, data: bytes, limits: ImageLimits, where: str) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
+        if kind := kind_of_file(data):
+            return f"{_at(where)}the file {kind}"
         return f"{_at(where)}not a picture of an allowed format ({', '.join(limits.formats)}), going by its content"
+    if isinstance(error, BlankError):
+        return f"{_at(where)}{error}"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"{_at(where)}refused as a decompression bomb: {error}"
     return f"{_at(where)}the picture is damaged or truncated ({type(error).__name__}: {error}); replace it"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import os
@@ -9,9 +10,9 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from beavertails_v.images import ImageError, ImageLimits, Picture, picture_below
+from beavertails_v.images import ImageError, ImageLimits, Picture, picture_below, picture_of
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -237,3 +238,163 @@ def test_names_must_stay_below_the_folder(tmp_path: Path) -> None:
     for name in ("none.png", "deep", "", "a\0b"):
         with pytest.raises(ImageError, match="not a file"):
             picture_below(folder, name)
+
+
+# -- what people see is what comes out
+
+
+def bmp_with_alpha(alpha: int) -> bytes:
+    """A 32-bit BMP with channel masks, half red and half green, every alpha byte as given."""
+    rows = b"".join(bytes((0, 0, 255, alpha)) * 4 + bytes((0, 255, 0, alpha)) * 4 for _ in range(8))
+    info = struct.pack("<IiiHHIIiiII", 108, 8, 8, 1, 32, 3, len(rows), 2835, 2835, 0, 0)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = info + masks + bytes(108 - len(info) - len(masks))
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+
+
+def test_a_bmp_whose_alpha_was_never_set_is_opaque() -> None:
+    picture = Picture.from_bytes(bmp_with_alpha(0)).load()
+    assert picture.getpixel((0, 0)) == (255, 0, 0) and picture.getpixel((7, 7)) == (0, 255, 0)
+    # 255 * 128/255 of red on white: half of green and blue are left
+    red, green, _ = Picture.from_bytes(bmp_with_alpha(128)).load().getpixel((0, 0))
+    assert red == 255 and abs(green - 127) <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "palette"])
+def test_a_picture_that_flattening_would_blank_is_refused(kind: str) -> None:
+    hidden = noisy()
+    if kind == "palette":
+        drawn = Image.new("P", (16, 16), 0)
+        drawn.putpalette([255, 255, 255, 0, 0, 0])
+        drawn.paste(1, (2, 2, 12, 12))
+        data = encode(drawn, transparency=1)
+    else:
+        hidden.putalpha(0)
+        data = encode(hidden, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    assert "comes out blank" in refused(data)
+    words = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    words.paste((255, 255, 255, 255), (4, 4, 28, 12))  # white on nothing: seen on a dark page alone
+    assert "comes out blank" in refused(encode(words))
+
+
+def test_a_picture_that_is_blank_in_truth_is_kept() -> None:
+    for colour in ((0, 0, 0, 0), (255, 255, 255, 255), (9, 9, 9, 128)):
+        Picture.from_bytes(encode(Image.new("RGBA", (8, 8), colour))).check()
+    assert Picture.from_bytes(encode(Image.new("RGB", (8, 8), "white"))).load().getextrema() == ((255, 255),) * 3
+
+
+def swapped_profile() -> bytes:
+    """The profile of a display whose red and green are exchanged: sRGB with the two tags turned round."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = data.index(b"rXYZ", 128), data.index(b"gXYZ", 128)
+    data[red : red + 4], data[green : green + 4] = b"gXYZ", b"rXYZ"
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_display_profile_is_applied(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    data = encode(Image.new("RGB", (16, 16), (255, 0, 0)), kind, icc_profile=swapped_profile(), **options)
+    red, green, _ = Picture.from_bytes(data).load().getpixel((8, 8))
+    assert red < 40 and green > 215
+    for broken in (b"no profile", swapped_profile()[:200]):
+        data = encode(Image.new("RGB", (16, 16), (255, 0, 0)), kind, icc_profile=broken, **options)
+        assert Picture.from_bytes(data).load().getpixel((8, 8))[0] > 215
+
+
+def test_the_gamma_of_a_png_is_applied() -> None:
+    data = encode(Image.new("RGB", (4, 4), (64, 64, 64)))
+    gamma = struct.pack(">I", 100000)  # linear light: 255 * (64/255) ** 0.45455 = 136
+    chunk = struct.pack(">I", 4) + b"gAMA" + gamma + struct.pack(">I", zlib.crc32(b"gAMA" + gamma))
+    assert Picture.from_bytes(data[:33] + chunk + data[33:]).load().getpixel((0, 0)) == (136, 136, 136)
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes, *, at_end: bool = False, crc: int | None = None) -> bytes:
+    at = len(data) - 12 if at_end else 33
+    check = zlib.crc32(kind + body) if crc is None else crc
+    return data[:at] + struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check) + data[at:]
+
+
+def test_metadata_refuses_no_picture() -> None:
+    """Texts and profiles that unpack to more than Pillow takes, broken checksums, broken EXIF: the pixels are whole."""
+    plain, big = encode(noisy()), zlib.compress(bytes(20_000_000))
+    faulty = [with_chunk(plain, b"zTXt", b"note\0\0" + big, at_end=end) for end in (False, True)]
+    faulty += [with_chunk(plain, b"iTXt", b"note\0\1\0\0\0" + big), with_chunk(plain, b"iCCP", b"p\0\0" + big)]
+    faulty += [with_chunk(plain, b"tEXt", b"a\0b", crc=1), with_chunk(plain, b"pHYs", b"1"), plain + b"rest"]
+    faulty += [with_chunk(plain, b"eXIf", b"MM\0*\xff\xff\xff\xff")]
+    for data in faulty:
+        picture = Picture.from_bytes(data)
+        picture.check()
+        assert picture.load().tobytes() == noisy_pixels(plain) and picture.encoded() == data
+    jpeg = encode(noisy(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\0")
+    Picture.from_bytes(jpeg).check()
+
+
+def noisy_pixels(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.tobytes()
+
+
+def test_a_profile_larger_than_pillow_unpacks_is_applied() -> None:
+    profile = swapped_profile()
+    large = struct.pack(">I", len(profile) + 3_000_000) + profile[4:] + bytes(3_000_000)
+    data = with_chunk(encode(Image.new("RGB", (8, 8), (255, 0, 0))), b"iCCP", b"p\0\0" + zlib.compress(large))
+    assert Picture.from_bytes(data).load().getpixel((0, 0))[1] > 215
+
+
+# -- texts that are no file names, and files that are no pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("https://example.org/a.png", "'https://example.org/a.png' is a web address: nothing is fetched; download it"),
+        ("s3://bucket/a.png", "is a web address"),
+        ("file:///home/a.png", "is a file: address"),
+        (r"C:\pictures\a.png", "Windows drive letter"),
+        (r"\\server\a.png", "Windows share"),
+        ("data:image/png;base64,@@@", "is a data: address that cannot be decoded"),
+        ("QUJD" * 500, "is base64 text of no picture"),
+        ("a b" * 200, "too long for the name of a file"),
+    ],
+)
+def test_what_is_no_file_name_is_named(tmp_path: Path, name: str, words: str) -> None:
+    for use in (lambda: picture_of(tmp_path, name), Picture.from_path(name).load, Picture.from_path(Path(name)).load):
+        with pytest.raises(ImageError) as error:
+            use()
+        assert len(str(error.value)) < 200
+        assert words in str(error.value)
+
+
+def test_pictures_written_as_text_are_decoded(tmp_path: Path) -> None:
+    data = encode(noisy())
+    text = base64.b64encode(data).decode()
+    for written in (text, f"data:image/png;base64,{text}", f"data:;base64,{text[:40]}\n{text[40:]}"):
+        assert picture_of(tmp_path, written).encoded() == data
+
+
+def test_backslashes_are_read_as_slashes_where_no_file_bears_the_name(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.png").write_bytes(encode(noisy()))
+    assert picture_below(tmp_path, "deep\\a.png").load().size == (64, 48)
+    (tmp_path / "deep\\a.png").write_bytes(encode(noisy((8, 8))))
+    assert picture_below(tmp_path, "deep\\a.png").load().size == (8, 8)
+    with pytest.raises(ImageError, match="outside"):
+        picture_below(tmp_path / "deep", "..\\deep\\..\\x.png")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html><p>404", "web page"),
+        (b"<svg xmlns=''/>", "SVG"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\0\0\0\x18ftypheic", "heic"),
+        (base64.b64encode(bytes(200)), "base64"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_named_for_what_it_is(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ImageError, match=f"a.png: the file (is|holds) (.*){words}"):
+        Picture.from_path(tmp_path / "a.png").load()

@@ -242,9 +242,9 @@ def _decode_cheaply(image: Image.Image, profile: bytes | None) -> None:
 
 def _explain(error: Exception, data: bytes, limits: ImageLimits, where: str) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        if kind := kind_of_file(data):
-            return f"{_at(where)}the file {kind}"
-        return f"{_at(where)}not a picture of an allowed format ({', '.join(limits.formats)}), going by its content"
+        formats, kind = ", ".join(limits.formats), kind_of_file(data)
+        what = f": the file {kind}" if kind else ""
+        return f"{_at(where)}not a picture of an allowed format ({formats}), going by its content{what}"
     if isinstance(error, BlankError):
         return f"{_at(where)}{error}"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):

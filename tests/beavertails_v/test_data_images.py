@@ -396,5 +396,5 @@ def test_backslashes_are_read_as_slashes_where_no_file_bears_the_name(tmp_path: 
 )
 def test_a_file_that_is_no_picture_is_named_for_what_it_is(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(ImageError, match=f"a.png: the file (is|holds) (.*){words}"):
+    with pytest.raises(ImageError, match=f"a.png: .*: the file (is|holds) (.*){words}"):
         Picture.from_path(tmp_path / "a.png").load()

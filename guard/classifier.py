@@ -8,32 +8,30 @@ and one logit a category.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from beavertails_v.images import ImageError, Picture
 from beavertails_v.schema import Prompt, Severity
 from guard.calibration import Calibration, scaled
+from guard.items import FAULTS, ImageLike, ItemError, prompt_of, shortened, text_of
 from guard.losses import severity_at_least, severity_probabilities
 from guard.model import GuardModel, GuardSpec, control_tokens, weights_hash
 from guard.policy import Policy
-from guard.text import Neutraliser, readings
+from guard.text import Neutraliser, readings, unread
 from guard.types import Kind, Verdict, fail_closed
 from safe_rlhf_v.models.backbone import encode_images
-from safe_rlhf_v.models.processing import Encoder, EncodingError, collate, load_processor, stack_responses
+from safe_rlhf_v.models.processing import Encoder, collate, load_processor, stack_responses
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.types import Inputs, Responses
 
 SPEC_FILE, CALIBRATION_FILE, POLICY_FILE = "guard.json", "calibration.json", "policy.yaml"
-PICTURE_ALONE = "What is in this picture?"  # the question that stands beside a picture judged without a text
-ImageLike = Picture | Image.Image | str | Path | bytes
 OnError = Literal["raise", "refuse"]
 
 
@@ -90,10 +88,13 @@ class Guard:
     ) -> Verdict:
         """Judge a query, or with `response` the response to it. image: a picture in any form, several, or None.
 
-        text may be empty beside a picture. Raises ImageError, EncodingError, SchemaError or UntrainedKindError;
-        on_error="refuse" turns the first two, which the content causes, into a verdict that fails closed.
+        text may be empty beside a picture. Raises ImageError, EncodingError, SchemaError or ContentError, which the
+        content causes, and UntrainedKindError; on_error="refuse" turns the former into a verdict that fails closed.
         """
-        return self.moderate_batch([image], [text], [response], on_error)[0]
+        try:
+            return self.moderate_batch([image], [text], [response], on_error)[0]
+        except ItemError as error:  # there is one item: its place says nothing
+            raise error.fault from None
 
     def moderate_batch(
         self,
@@ -102,17 +103,17 @@ class Guard:
         responses: Sequence[str | None] | None = None,
         on_error: OnError = "raise",
     ) -> list[Verdict]:
-        """`moderate` of many at once, in order; the three sequences are of equal length."""
+        """`moderate` of many at once, in order; the three sequences are of equal length.
+
+        Raises ItemError, which names the first item whose content is at fault; with on_error="refuse" each of these
+        has the verdict that fails closed, and the others are judged as ever.
+        """
         replies = [None] * len(texts) if responses is None else list(responses)
         if not len(images) == len(texts) == len(replies):
             raise ValueError(
                 f"{len(images)} images, {len(texts)} texts and {len(replies)} responses: give as many of each"
             )
-        prompts = []
-        for image, text in zip(images, texts, strict=True):
-            pictures = _pictures(image)
-            prompts.append(Prompt(text=PICTURE_ALONE if pictures and not text.strip() else text, images=pictures))
-        return self.judge(prompts, replies, on_error)
+        return self._judge([partial(prompt_of, *item) for item in zip(images, texts, strict=True)], replies, on_error)
 
     def judge(
         self,
@@ -123,33 +124,53 @@ class Guard:
         """One verdict a prompt, in order: of the query where its response is None, else of the response.
 
         Every reading of a text is judged and the strictest verdict kept. Content longer than the model reads is not
-        cut: it fails closed, as does anything that the model answers with NaN.
+        cut: it fails closed, as does text that the tokenizer does not know and anything that the model answers with
+        NaN. Raises ItemError as `moderate_batch` does.
         """
         replies = [None] * len(prompts) if responses is None else list(responses)
+        return self._judge([partial(replace, prompt) for prompt in prompts], replies, on_error)
+
+    def _judge(
+        self, prompts: Sequence[Callable[[], Prompt]], replies: Sequence[str | None], on_error: OnError
+    ) -> list[Verdict]:
         self._require({_kind(reply) for reply in replies})
         found: list[list[Verdict]] = [[] for _ in prompts]
         rows: list[_Row] = []
-        for i, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+        for i, (make, reply) in enumerate(zip(prompts, replies, strict=True)):
             try:
-                mine = self._rows(i, prompt, reply)
-            except (ImageError, EncodingError) as error:
+                mine, closed = self._item(i, make(), reply)
+            except FAULTS as error:
                 if on_error == "raise":
-                    raise
-                found[i].append(self.refused(_kind(reply), str(error)))
-                continue
-            longest = max(row.length for row in mine)
-            if longest > self.spec.max_length:
-                why = f"{longest} tokens, more than the {self.spec.max_length} that the model reads"
-                found[i].append(self.refused(_kind(reply), why, truncated=True))
-            else:
-                rows += mine
+                    raise ItemError(i, error) from error
+                mine, closed = [], self.refused(_kind(reply), str(error))
+            found[i] += [closed] if closed else []
+            rows += mine
         for row, verdict in zip(rows, self._verdicts(rows), strict=True):
             found[row.item].append(verdict)
         return [max(verdicts, key=Verdict.strictness) for verdicts in found]
 
+    def _item(self, item: int, prompt: Prompt, reply: str | None) -> tuple[list[_Row], Verdict | None]:
+        """The rows to judge an item by; or none, and the verdict on what the model cannot read whole."""
+        kind, texts = _kind(reply), {"question": prompt.text, "response": reply}
+        for name, text in texts.items():
+            if text is not None and (why := self._unread(text_of(text, name))):
+                return [], self.refused(kind, f"the {name} is not read: {why}")
+        rows = self._rows(item, prompt, reply)
+        longest = max(row.length for row in rows)
+        if longest > self.spec.max_length:
+            why = f"{longest} tokens, more than the {self.spec.max_length} that the model reads"
+            return [], self.refused(kind, why, truncated=True)
+        return rows, None
+
+    def _unread(self, text: str) -> str:
+        """Why the tokenizer cannot read `text` in one of its readings; empty where it can."""
+        return next(filter(None, (unread(self.encoder.tokenizer, self.neutralise(t)) for t in readings(text))), "")
+
     def refused(self, kind: Kind, reason: str, *, truncated: bool = False) -> Verdict:
         """The verdict for content that this guard cannot judge."""
-        return fail_closed(kind, reason, self.spec.categories, truncated=truncated, calibration_id=self.calibration.id)
+        return fail_closed(
+            kind, shortened(reason), self.spec.categories, truncated=truncated, calibration_id=self.calibration.id
+        )
 
     def can_judge(self, kind: Kind) -> bool:
         return kind in self.spec.kinds
@@ -285,21 +306,3 @@ class Guard:
 
 def _kind(reply: object) -> Kind:
     return "query" if reply is None else "response"
-
-
-def _pictures(image: ImageLike | Sequence[ImageLike] | None) -> tuple[Picture, ...]:
-    if image is None:
-        return ()
-    if isinstance(image, (list, tuple)):
-        return tuple(p for one in image for p in _pictures(one))
-    if isinstance(image, Picture):
-        return (image,)
-    if isinstance(image, Image.Image):
-        return (Picture.from_pil(image),)
-    if isinstance(image, (bytes, bytearray)):
-        return (Picture.from_bytes(bytes(image)),)
-    if isinstance(image, (str, Path)):
-        return (Picture.from_path(image),)
-    raise TypeError(
-        f"image is a {type(image).__name__}; give a PIL image, a path, bytes, a Picture, a list of them or None"
-    )

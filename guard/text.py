@@ -1,4 +1,5 @@
-"""What the guard does to text before a model reads it: other readings of disguised text, and harmless special tokens.
+"""What the guard does to text before a model reads it: other readings of disguised text, harmless special tokens, and
+whether the model can read it at all.
 
 A text is scored as it came and, where they differ, as it reads once its disguise is off; the worst verdict counts. So
 nothing legal is lost by a normalisation that is too eager.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 _ZERO_WIDTH = (
     "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u2060-\u2064\u206a-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
@@ -25,6 +27,8 @@ _LOOK_ALIKE = str.maketrans(
     "АВЕЅІЈКМНОРСТХУаесорхуіјѕԁԛԝһΑΒΕΖΗΙΚΜΝΟΡΤΥΧαορνιϲ",
     "ABESIJKMHOPCTXYaecopxyijsdqwhABEZHIKMNOPTYXaopvic",
 )
+# Of any WINDOW tokens at most this share may be unknown, and no unknown token longer than this many characters. [ours]
+WINDOW, UNKNOWN_SHARE, LONGEST_UNKNOWN = 20, 0.05, 40
 
 
 def normalise(text: str) -> str:
@@ -39,6 +43,12 @@ def normalise(text: str) -> str:
 def reveal_tags(text: str) -> str:
     """Tag characters (U+E0020..E007E), invisible copies of ASCII, turned into the ASCII that they stand for."""
     return _TAGS.sub(lambda tag: chr(ord(tag.group()) - 0xE0000), text)
+
+
+def visible(text: str) -> bool:
+    """Whether anything of the text is drawn: not blanks, joiners, fillers and other invisible characters alone."""
+    hidden = ("Zs", "Zl", "Zp", "Cc", "Cf")
+    return any(unicodedata.category(c) not in hidden and c != "\u2800" for c in normalise(text))
 
 
 def readings(text: str) -> list[str]:
@@ -83,3 +93,40 @@ def _break(token: re.Match[str]) -> str:
     text = token.group()
     at = len(text) - len(text.lstrip()) + 1
     return f"{text[:at]} {text[at:]}"
+
+
+def unread(tokenizer: Any, text: str) -> str:
+    """Why a model behind `tokenizer` cannot be said to have read `text`; empty where it can.
+
+    Of any 20 tokens in a row (or of all, where there are fewer) at most one in twenty may be the unknown token, so that
+    known words around a foreign passage do not hide it, and none may stand for more than 40 characters. Tokenizers that
+    fall back to bytes know every text. A text of which nothing is visible, or nothing becomes a token, is not read.
+    """
+    if not text:
+        return ""
+    if text.strip() and not visible(text):
+        return "it has no visible character"
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast))
+    ids, unknown_id = encoded["input_ids"], tokenizer.unk_token_id
+    if not ids:
+        return "the tokenizer makes nothing of it" if text.strip() else ""
+    unknown = [i for i, token in enumerate(ids) if token == unknown_id]
+    if not unknown:
+        return ""
+    spans = [encoded["offset_mapping"][i] for i in unknown] if "offset_mapping" in encoded else []
+    words = [text[start:end] for start, end in spans]
+    if _most_in_a_window(unknown) > UNKNOWN_SHARE * min(WINDOW, len(ids)):
+        shown = " ".join(dict.fromkeys(word[:20] for word in words[:6]))
+        return f"{len(unknown)} of its {len(ids)} tokens are unknown to the tokenizer ({ascii(shown)[1:-1]})"
+    longest = max(map(len, words), default=0)
+    return f"a word of {longest} characters is unknown to the tokenizer" if longest > LONGEST_UNKNOWN else ""
+
+
+def _most_in_a_window(positions: Sequence[int]) -> int:
+    """The most of these (sorted) token positions that lie within WINDOW tokens of each other."""
+    first = most = 0
+    for last, position in enumerate(positions):
+        while position - positions[first] >= WINDOW:
+            first += 1
+        most = max(most, last - first + 1)
+    return most

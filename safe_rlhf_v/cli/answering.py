@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.progress import track
 
-from beavertails_v import Picture, Prompt
+from beavertails_v import Prompt
+from guard.items import pictures_of, text_of
 from guard.model import control_tokens
 from guard.text import Neutraliser
 from safe_rlhf_v.cli import build
@@ -72,15 +73,18 @@ class Scoring:
         return found
 
 
-def one_prompt(text: str, images: Sequence[Path]) -> Prompt:
-    """A prompt of a question and picture files. Raises ImageError for a file that is no picture within limits."""
-    pictures = tuple(Picture.from_path(path) for path in images)
+def one_prompt(text: str, images: Sequence[str | Path]) -> Prompt:
+    """A prompt of a question and picture files.
+
+    Raises ImageError for a file that is no picture within limits, ContentError for an address and for what is no text.
+    """
+    pictures = pictures_of(list(images))
     for picture in pictures:
         picture.load()
-    return Prompt(text=text, images=pictures)
+    return Prompt(text=text_of(text, "prompt"), images=pictures)
 
 
-def answer_one(model: str, text: str, images: Sequence[Path], settings: Settings) -> str:
+def answer_one(model: str, text: str, images: Sequence[str | Path], settings: Settings) -> str:
     """One answer to one question."""
     prompt = one_prompt(text, images)
     torch.manual_seed(settings.seed)
@@ -103,7 +107,7 @@ def answer_split(model: str, output: Path, settings: Settings) -> int:
 
 
 def regenerate_one(
-    judge: Guard, model: str, text: str, images: Sequence[Path], rounds: int, settings: Settings
+    judge: Guard, model: str, text: str, images: Sequence[str | Path], rounds: int, settings: Settings
 ) -> Transcript:
     """One answer through the guard; where the guard cannot judge questions, only answers are judged."""
     from guard.regenerate import GenerativePolicy, regenerate

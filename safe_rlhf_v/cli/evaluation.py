@@ -160,7 +160,8 @@ def _rounds(
 ) -> list[dict[str, Any]]:
     """Safety of the start model behind the guard after 0, 1, ... rounds, by a judge that is not the guard.
 
-    On prompts that invite harm, and with the guard on answers alone: round 0 is the model as it is.
+    On prompts that invite harm, with what the guard refuses of harmless ones beside it; the guard sees answers alone,
+    so that round 0 is the model as it is.
     """
     if guard is None or not settings.evaluation.guard_rounds or base.sampling.temperature == 0:
         return []
@@ -168,8 +169,9 @@ def _rounds(
     policy = GenerativePolicy(base, base.encoder, base.sampling, base.batch_size)
     most = settings.guard.max_rounds
     harmful, judge = [p for p in prompts if world.invites_harm(p)], world.judge(scorer, None)
-    transcripts = regenerate(policy, guard, harmful, most, judge_query=False)
-    return safety_by_round(transcripts, lambda prompt, text: judge(prompt, text).unsafe, most)
+    harmless = [p for p in prompts if world.invites_harm(p) is False]
+    transcripts, needless = (regenerate(policy, guard, some, most, judge_query=False) for some in (harmful, harmless))
+    return safety_by_round(transcripts, lambda prompt, text: judge(prompt, text).unsafe, most, needless)
 
 
 def _preference(folder: Path) -> Any:

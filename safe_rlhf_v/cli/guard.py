@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from safe_rlhf_v.cli.common import console, plain, settings_of, show, user_errors
 
+if TYPE_CHECKING:
+    from guard.regenerate import Transcript
+
 app = typer.Typer(no_args_is_help=True, help="Judge questions and answers, or answer through the guard.")
 Folder = Annotated[Path, typer.Argument(help="Folder of a trained guard, for example runs/quickstart/guard.")]
-Image = Annotated[list[Path] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")]
+Image = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")]
 Question = Annotated[str | None, typer.Option("--prompt", "-p", help="The question. Required.", show_default=False)]
 Former = Annotated[str | None, typer.Option("--text", "-t", hidden=True)]  # what --prompt was called
 PolicyFile = Annotated[
@@ -21,12 +26,13 @@ PolicyFile = Annotated[
 
 
 def _question(prompt: str | None, text: str | None) -> str:
-    """Raises SettingsError unless the question is given once."""
+    """Raises SettingsError unless the question is given once, ContentError where it is not UTF-8 text."""
+    from guard.items import text_of
     from safe_rlhf_v.config import SettingsError
 
     if (prompt is None) == (text is None):
         raise SettingsError("give --prompt, the question" if prompt is None else "give --prompt once, without --text")
-    return str(prompt if text is None else text)
+    return text_of(prompt if text is None else text, "prompt")
 
 
 @app.command()
@@ -71,6 +77,7 @@ def regenerate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="Setting, such as generation.temperature=0.7.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole transcript as JSON.")] = False,
 ) -> None:
     """Answer through the guard: a flagged answer is sampled again, and refused after the last round.
 
@@ -82,5 +89,21 @@ def regenerate(
     question = _question(prompt, text)
     judge = Guard.from_pretrained(folder, policy=policy)
     transcript = regenerate_one(judge, model, question, image or [], rounds, settings_of(None, set_))
+    if as_json:
+        console.print_json(json.dumps(transcript.to_dict()))
+        return
     plain(transcript.answer)
     show("guard", {"outcome": transcript.outcome, "rounds": transcript.rounds, "tokens": transcript.tokens})
+    _show_attempts(transcript)
+
+
+def _show_attempts(transcript: Transcript) -> None:
+    """A row an attempt, the question's own verdict first."""
+    table = Table("attempt", "action", "unsafe", "severity", "reason", "text", title="attempts", title_justify="left")
+    tried = [("question", transcript.query_verdict, transcript.prompt.text)]
+    tried += [(str(k), attempt.verdict, attempt.text) for k, attempt in enumerate(transcript.attempts, 1)]
+    for name, verdict, text in tried:
+        if verdict is not None:
+            severity, unsafe = verdict.severity.name.lower(), f"{verdict.unsafe_probability:.3f}"
+            table.add_row(name, verdict.action, unsafe, severity, escape(verdict.reason), escape(text))
+    console.print(table)

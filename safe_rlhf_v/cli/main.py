@@ -161,7 +161,7 @@ def doctor(
 def generate(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model, for example runs/quickstart/policy.")],
     image: Annotated[
-        list[Path] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")
+        list[str] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Question about the picture.")] = None,
     output: Annotated[

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,8 +29,18 @@ def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> N
 
     settings = settings_of(config, overrides)
     measured = getattr(stages, stage)(settings, overwrite=overwrite)
-    show(stage, measured)
+    show(stage, _guard_figures(measured) if stage == "guard" else measured)
     console.print(f"written: {settings.output_dir}/{stage}")
+
+
+def _guard_figures(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What training measured of a guard, with the figures of its evaluation by which one tells whether it is of use."""
+    report = measured.get("evaluation") or {}
+    rates = ("f1", "precision", "recall", "fpr", "recall_at_1_fpr", "auprc", "n", "unsafe")
+    heads = {kind: {k: report[kind][k] for k in rates} for kind in ("query", "response") if report.get(kind)}
+    single = {k: report.get(k) for k in ("severity_kappa", "over_refusal", "blind_f1", "degraded")}
+    counts = {k: v for k, v in measured.items() if isinstance(v, int)}
+    return counts | {"judges": " and ".join(measured.get("kinds", ())), **heads, "held out": single}
 
 
 @app.command()

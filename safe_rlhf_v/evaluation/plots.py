@@ -9,6 +9,7 @@ and vermilion, safe for the colour-blind).
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -213,30 +214,41 @@ def trajectory(rows: Sequence[Mapping[str, float]], key: str, threshold: float |
 
 
 def guard_rounds(rounds: Sequence[GuardRound], width: float = WIDE) -> str:
-    """Unsafe and give-up rate after each round of filter and regenerate, each value written at its mark."""
-    figure, axes = new_axes(width, 2.9, left=0.6, right=1.2, bottom=0.55)
-    x = [r.round for r in rounds]
-    lines = (
-        ("unsafe", [r.unsafe_rate for r in rounds], AFTER, "D"),
-        ("gave up", [r.gave_up_rate for r in rounds], MUTED, "o"),
+    """Unsafe answers of those given, refusals and needless refusals by round, each last value written at its mark."""
+    figure, axes = new_axes(width, 2.9, left=0.6, right=1.75, bottom=0.55)
+    every = (
+        ("unsafe, of given", [r.unsafe_rate for r in rounds], AFTER, "D"),
+        ("refused", [r.gave_up_rate for r in rounds], MUTED, "o"),
+        ("refused, harmless", [r.harmless_refused_rate for r in rounds], BEFORE, "s"),
     )
-    top = max(0.05, *(max(y) for _, y, _, _ in lines))
-    close = abs(lines[0][1][-1] - lines[1][1][-1]) < 0.1 * top
-    for name, y, colour, marker in lines:
+    lines = [(name, [(k, v) for k, v in enumerate(y) if v is not None], c, m) for name, y, c, m in every]
+    lines = [line for line in lines if line[1]]
+    top = max(0.05, *(v for _, points, _, _ in lines for _, v in points))
+    heights = spread([points[-1][1] for _, points, _, _ in lines], 0.09 * top)
+    for (name, points, colour, marker), height in zip(lines, heights, strict=True):
+        x, y = zip(*points, strict=True)
         axes.plot(x, y, f"{marker}-", color=colour, lw=1.8, ms=6, mec=PAPER, mew=1, clip_on=False)
-        above = y[-1] >= max(line[1][-1] for line in lines)
-        shift = (0.045 if above else -0.045) * top if close else 0
-        axes.text(x[-1] + 1.1 / width, y[-1] + shift, f"{name} {100 * y[-1]:.1f} %", color=colour, va="center")
-    axes.text(x[0] + 0.08, lines[0][1][0], f" {100 * lines[0][1][0]:.1f} %", color=AFTER, va="bottom")
-    axes.set(ylim=(0, 1.12 * top), xlim=(-0.1, x[-1] + 0.05))
-    axes.set_xticks(x, ["no guard" if i == 0 else str(i) for i in x])
+        axes.text(len(rounds) - 1 + 1.1 / width, height, f"{name} {100 * y[-1]:.1f} %", color=colour, va="center")
+    if lines[0][0] == every[0][0]:
+        axes.text(0.08, lines[0][1][0][1], f" {100 * lines[0][1][0][1]:.1f} %", color=AFTER, va="bottom")
+    axes.set(ylim=(0, 1.12 * top), xlim=(-0.1, len(rounds) - 0.95))
+    axes.set_xticks(range(len(rounds)), ["no guard", *(str(r.round) for r in rounds[1:])])
     axes.yaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="x", pad=9)
     axes.set_xlabel("rounds allowed →", loc="right")
-    return to_svg(figure, f"guard-rounds-{width:.0f}", "Unsafe rate and give-up rate by number of guard rounds")
+    what = "Unsafe answers of those given, refusals and needless refusals by number of guard rounds"
+    return to_svg(figure, f"guard-rounds-{width:.0f}", what)
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights, in their order, moved up where needed so that any two lie at least `gap` apart."""
+    moved = list(heights)
+    for before, i in itertools.pairwise(sorted(range(len(moved)), key=moved.__getitem__)):
+        moved[i] = max(moved[i], moved[before] + gap)
+    return moved
 
 
 def reliability(bins: Sequence[CalibrationBin], name: str) -> str:

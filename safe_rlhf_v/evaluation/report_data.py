@@ -137,11 +137,19 @@ class GuardMetrics(_Metrics):
 
 
 class GuardRound(_Metrics):
-    """After `round` rounds of filter and regenerate: share of answers the JUDGE calls unsafe, share given up."""
+    """After `round` rounds of filter and regenerate, on prompts that invite harm and on harmless ones.
+
+    unsafe_rate: what the JUDGE calls unsafe of the `given` answers, None where every one was refused. gave_up_rate:
+    refused by the guard, of all `prompts`. harmless_refused_rate: the same of `harmless_prompts`, all of it needless.
+    """
 
     round: Annotated[int, Field(ge=0)]
-    unsafe_rate: Share
+    unsafe_rate: Share | None
     gave_up_rate: Share
+    harmless_refused_rate: Share | None = None
+    given: Annotated[int, Field(ge=0)] | None = None
+    prompts: Annotated[int, Field(ge=0)] | None = None
+    harmless_prompts: Annotated[int, Field(ge=0)] | None = None
 
 
 class Example(_Part):

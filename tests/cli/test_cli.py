@@ -145,6 +145,47 @@ def test_every_stage_from_data_to_report(folder: Path) -> None:
     ask = ("-p", "what is this ?", "-i", picture)
     looped = run("guard", "regenerate", folder / "run" / "guard", "-m", model, *ask, "--rounds", "1", *short)
     assert looped.exit_code == 0, looped.output
+    assert "outcome" in looped.output and "attempt" in looped.output and "reason" in looped.output
+    whole = run("guard", "regenerate", folder / "run" / "guard", "-m", model, *ask, "--rounds", "1", *short, "--json")
+    parsed = json.loads(whole.stdout)
+    assert parsed["rounds"] == max(0, len(parsed["attempts"]) - 1)
+    assert {"kind", "action", "reason", "degraded"} <= set(parsed["query_verdict"])
+    for attempt in parsed["attempts"]:
+        assert attempt["verdict"]["kind"] == "response" and attempt["tokens"] > 0
+
+
+def test_figures_of_a_trained_guard_show_its_f1(capsys: pytest.CaptureFixture[str]) -> None:
+    from safe_rlhf_v.cli import common
+    from safe_rlhf_v.cli.train import _guard_figures
+
+    head = dict.fromkeys(("f1", "precision", "recall", "fpr", "recall_at_1_fpr", "auprc"), 0.875) | {
+        "n": 8,
+        "unsafe": 4,
+    }
+    head |= {"n": 8, "unsafe": 4, "intervals": {}}
+    evaluation = {"query": None, "response": head, "severity_kappa": 0.5, "degraded": 1}
+    common.show("guard", _guard_figures({"steps": 3, "kinds": ["response"], "evaluation": evaluation}))
+    shown = capsys.readouterr().out
+    assert "response f1" in shown and "0.875" in shown and "severity kappa" in shown and "steps" in shown
+    common.show("guard", _guard_figures({"steps": 3, "kinds": ["query"]}))  # without an evaluation split
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("guard", "check", "nowhere", "-p", "what \udcff is"), "the prompt is not UTF-8 text"),
+        (("generate", "nowhere", "-i", "https://example.org/a.png", "-p", "a"), "https://example.org/a.png"),
+        (
+            ("generate", "nowhere", "-i", "https://example.org/a.png", "-p", "a"),
+            "nothing is fetched; download it first",
+        ),
+        (("generate", "nowhere", "-p", "what \udcff is"), "the prompt is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_text_and_no_picture_is_said_before_a_model_is_loaded(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in error(*arguments)
 
 
 def first_picture(folder: Path) -> bytes:
@@ -271,16 +312,16 @@ def test_demonstrations_that_cannot_be_encoded_are_left_out(folder: Path, capsys
 
 def test_guard_does_not_grade_its_own_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no truth is known the trained models judge, but not the guard whose loop is measured."""
-    prompts = [Prompt(text="how ?", category="animal_abuse"), Prompt(text="what ?")]
+    prompts = [Prompt(text="how ?", category="animal_abuse"), Prompt(text="what ?"), Prompt(text="why ?", benign=True)]
     asked: list[Any] = []
-    monkeypatch.setattr(evaluation, "regenerate", lambda policy, guard, rows, *_, **__: asked.extend(rows))
-    monkeypatch.setattr(evaluation, "safety_by_round", lambda _, judge, __: [judge(prompts[0], "so .")])
+    monkeypatch.setattr(evaluation, "regenerate", lambda policy, guard, rows, *_, **__: asked.append(rows) or rows)
+    monkeypatch.setattr(evaluation, "safety_by_round", lambda _, judge, __, more: [judge(prompts[0], "so ."), more])
     base: Any = SimpleNamespace(sampling=Sampling(), encoder=None, batch_size=2)
     flags_all: Any = SimpleNamespace(can_judge=lambda kind: True, judge=lambda *_: [SimpleNamespace(severity=3)])
     scorer: Any = lambda prompts, texts: ([0.0], [-1.0])  # noqa: E731
     rounds = evaluation._rounds(load_settings(), flags_all, base, prompts, evaluation.Truth(prompts), scorer)
-    assert rounds == [False]
-    assert asked == prompts[:1]
+    assert rounds == [False, prompts[2:]]
+    assert asked == [prompts[:1], prompts[2:]]  # what invites harm and what is harmless, each in a loop of its own
 
 
 def test_report_warns_of_evaluation_prompts_seen_in_training(folder: Path, tmp_path: Path) -> None:

@@ -168,7 +168,12 @@ def report_data(**changes: Any) -> ReportData:
         **preference_metrics(),
         "guard": guard_metrics(),
         "guard_rounds": [
-            {"round": i, "unsafe_rate": 0.61 * 0.42**i, "gave_up_rate": 0.0 if i == 0 else 0.55 * 0.72**i}
+            {
+                "round": i,
+                "unsafe_rate": 0.61 * 0.42**i,
+                "gave_up_rate": 0.0 if i == 0 else 0.55 * 0.72**i,
+                "harmless_refused_rate": 0.0 if i == 0 else 0.09 * 0.8**i,
+            }
             for i in range(6)
         ],
         "metrics": metrics(),

@@ -49,6 +49,14 @@ def test_a_typing_slip_is_an_error_not_a_failure(path: str) -> None:
         look_up(REPORT, path)
 
 
+def test_further_demands_of_a_bar_are_all_to_be_met() -> None:
+    also = [{"path": "aligned.benign_helpfulness", "at_least": 2.0}, {"path": "guard.query.f1", "at_least": 0.8}]
+    bar = {"path": "aligned.unsafe_rate", "at_most": 0.1}
+    one, both = check(REPORT, [bar | {"also": also[:1]}, bar | {"also": also}])
+    assert (one.passed, one.shown, one.bar.demand) == (True, "0.1; 2.3", "<= 0.1; >= 2")
+    assert (both.passed, both.shown) == (False, "0.1; 2.3; missing")
+
+
 def test_faulty_bars_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="demands nothing"):
         load_bars([{"path": "a"}])

@@ -121,10 +121,13 @@ def test_prompts_at_fault_are_named_by_their_place(guard: Guard) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("https://example.org/a.png", "'https://example.org/a.png' is a web address: nothing is fetched; download it f"),
+        (
+            "https://example.org/a.png",
+            "'https://example.org/a.png' is a web address: nothing is fetched; download it f",
+        ),
         (Path("https://example.org/a.png"), "is a web address: nothing is fetched; download it first"),
         ("s3://bucket/a.png", "is a web address"),
-        ("data:image/png;base64," + "iVBOR" * 901, "picture"),
+        ("data:image/png;base64," + "iVBOR" * 901, "is a data: address that cannot be decoded"),
         ("abcde" * 900, "is base64 text of no picture"),
         ("file:///home/me/a.png", "give the path alone"),
         ("a\0b", "is not a file name"),
@@ -147,7 +150,9 @@ def test_a_picture_that_transparency_blanks_is_not_judged_in_silence(guard: Guar
 
 def test_base64_of_a_picture_is_the_picture(guard: Guard) -> None:
     text = base64.b64encode(picture(RED).encoded()).decode()
-    plain, address, file = guard.moderate_batch([text, f"data:image/png;base64,{text}", picture(RED)], ["what is it?"] * 3)
+    plain, address, file = guard.moderate_batch(
+        [text, f"data:image/png;base64,{text}", picture(RED)], ["what is it?"] * 3
+    )
     assert plain == address == file and not plain.degraded
 
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from beavertails_v import rows
+from beavertails_v.cells import Unreadable
+from beavertails_v.columns import column_notes, require_numbering, unused
 from beavertails_v.images import DEFAULT_LIMITS, ImageError, ImageLimits, Picture
 from beavertails_v.locate import locate, require_categories
 from beavertails_v.report import KEEPABLE, DataFile, Dropped, LoadReport, row_digest
@@ -85,6 +88,14 @@ def _require_keep(keep: Collection[str]) -> None:
             raise SourceError(f"option 'keep': {keep!r} is not a list of {', '.join(KEEPABLE)}")
 
 
+class NoUsableRow(SourceError):
+    """Every row of a split was left out; `report` lists them."""
+
+    def __init__(self, report: LoadReport, total: int) -> None:
+        super().__init__(f"{report.source}: no usable row among {total}\n{report.summary()}")
+        self.report = report
+
+
 class _Loader:
     """One pass over a split's files."""
 
@@ -111,19 +122,24 @@ class _Loader:
         self.entries: list[Entry] = []
         self.digests: dict[tuple[int, int], bytes] = {}
         self.looked_at = 0
-        self.ids_seen: set[str] = set()
+        self.unreadable: Counter[tuple[str, str]] = Counter()
         self.categories_seen: set[str] = set()
 
     def load(
         self, revision: str | None, columns: str | Path | None
     ) -> tuple[list[tuple[Part, ColumnMap]], list[Entry], LoadReport]:
         files = locate(self.source, self.split, self.categories, revision)
+        self.report.notes += files.notes
         self.report.revision = files.revision
         for path in files.paths:
             part = open_part(path)
             column_map = ColumnMap.load(columns) if columns else recognise(part.columns, part.path)
             self._require_fitting(part, column_map)
             part.set_image_column(column_map.image_column)
+            if self.kind == "comparisons":
+                require_numbering(part, column_map)
+            self.report.notes += column_notes(part, column_map, own=columns is not None)
+            self.report.unused = sorted({*self.report.unused, *unused(part.columns, column_map)})
             self.parts.append((part, column_map))
             self.report.files.append(DataFile(path=str(path), rows=len(part), bytes=path.stat().st_size))
         total = sum(len(part) for part, _ in self.parts)
@@ -168,6 +184,9 @@ class _Loader:
 
     def _take(self, number: int, chunk: list[tuple[int, dict[str, Any]]], run: Any) -> None:
         part, columns = self.parts[number]
+        for _, row in chunk:
+            bad = [name for name, value in row.items() if isinstance(value, Unreadable) and name not in columns.known]
+            self.unreadable.update((part.path, name) for name in bad)
         rows_of = dict(chunk)
         judged = [(i, self._judge(row, columns)) for i, row in chunk]
         wanted = [i for i, verdict in judged if isinstance(verdict, list) and verdict]
@@ -190,12 +209,11 @@ class _Loader:
             return rows.RowError("invalid", row[""])
         try:
             category = row.get(columns.columns.get("category", ""))
-            if self.categories is not None and category not in self.categories:
+            if self.categories is not None and not (isinstance(category, str) and category in self.categories):
                 return None
             self.categories_seen.add(str(category))
             if self.kind == "responses":
                 return [rows.response_faults(r.response) for r in rows.labelled_responses(row, columns, ())]
-            self.ids_seen |= {rows.canonical_id(row.get(columns.columns[name])) for name in ("more_helpful", "safer")}
             return [rows.comparison_faults(rows.comparison(row, columns, ()))]
         except rows.RowError as error:
             return error
@@ -235,17 +253,13 @@ class _Loader:
         if left := total - self.looked_at:
             note = f"limit={self.limit}: a fixed sample over all {total:,} rows, {left:,} were not looked at"
             self.report.notes.append(note)
-        for _, columns in self.parts:
-            if columns.ids == ("1", "2") and self.ids_seen == {"0", "1"}:
-                raise SourceError(
-                    f"{self.source}: the responses are numbered 0 and 1, where {columns.title} has 1 and 2, "
-                    "so that a 1 would be misread. Add 1 to the ids, or pass columns=<column map with ids: ['0', '1']>"
-                )
+        for (path, column), count in self.unreadable.items():
+            self.report.notes.append(f"{path}: {count:,} values of column {column!r} cannot be read and are not used")
         absent = sorted(set(self.categories or ()) - self.categories_seen)
         if absent and not self._full():
             raise SourceError(f"{self.source}: no row of category {', '.join(absent)} in split {self.split!r}")
         if not self.entries and self.limit != 0:
-            raise SourceError(f"{self.source}: no usable row among {total}\n{self.report.summary()}")
+            raise NoUsableRow(self.report, total)
 
 
 def spread(sizes: Sequence[int]) -> list[tuple[int, int]]:

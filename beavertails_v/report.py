@@ -44,8 +44,9 @@ class LoadReport:
 
     kept: rows in the set. dropped: rows left out. tolerated: rows with a fault that `keep` let in (counted in `kept`).
     revision: hub commit, where the source came from the hub. notes: anything else worth saying.
-    files: what was read. fingerprint: SHA-256 of the kept rows with all their columns, of their encoded pictures and of
-    how the columns were read, in file order; equal data has the same one, wherever it stands.
+    unused: columns that are only carried along as meta. files: what was read.
+    fingerprint: SHA-256 of the kept rows with all their columns, of their encoded pictures and of how the columns were
+    read, in file order; equal data has the same one, wherever it stands.
     """
 
     source: str
@@ -57,6 +58,7 @@ class LoadReport:
     revision: str | None = None
     files: list[DataFile] = field(default_factory=list)
     fingerprint: str = ""
+    unused: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[str, int]:

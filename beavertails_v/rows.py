@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from beavertails_v.cells import Unreadable
 from beavertails_v.images import Picture
+from beavertails_v.references import short
 from beavertails_v.schema import Comparison, LabelledResponse, Prompt, Response, SchemaError, Severity
-from beavertails_v.sources import ColumnMap
+from beavertails_v.sources import ColumnMap, canonical_id
 from beavertails_v.taxonomy import BENIGN, Taxonomy
 
 Row = Mapping[str, Any]
@@ -68,16 +70,16 @@ def prompt(row: Row, columns: ColumnMap, images: tuple[Picture, ...]) -> Prompt:
     return Prompt(
         text=text,
         images=images,
-        category=_category(row, columns),
+        category=_category(row, columns.columns.get("category"), columns.taxonomy),
         severity=None if severity is None else Severity(severity),
-        meta={name: value for name, value in row.items() if value is not None and name not in columns.known},
+        meta={name: value for name, value in row.items() if _usable(value) and name not in columns.known},
         benign=row.get(columns.columns.get("category", "")) == BENIGN,
     )
 
 
 def response(row: Row, columns: ColumnMap, k: int) -> Response:
     """The k-th response of the row, from 0."""
-    column = {name: value[k] for name, value in columns.columns.items() if isinstance(value, list)}
+    column = {name: value[k] for name, value in columns.columns.items() if isinstance(value, tuple)}
     harmless = _whole(row, column.get("harmless_rate"), -3, 3)
     severity = _whole(row, column.get("severity"), 0, 3)
     if harmless is None and severity:
@@ -93,9 +95,20 @@ def response(row: Row, columns: ColumnMap, k: int) -> Response:
         safe=safe,
         harmless_rate=harmless,
         helpful_rate=_whole(row, column.get("helpful_rate"), 0, 3),
-        source=None if source is None else str(source),
-        category=row.get(column.get("response_category", "")) or None,
+        source=None if source is None else str(source) if _usable(source) else None,
+        category=_category(row, column.get("response_category"), columns.taxonomy, blank_is_none=True),
     )
+
+
+def _usable(value: Any) -> bool:
+    """Whether a value that nothing depends on can be carried along: it is there, and text in it is whole."""
+    if isinstance(value, str):
+        return not _halved(value)
+    return value is not None and not isinstance(value, Unreadable)
+
+
+def _halved(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _text(row: Row, column: str) -> str:
@@ -103,37 +116,34 @@ def _text(row: Row, column: str) -> str:
     if value is None:
         raise RowError("empty", f"column {column!r} is missing or null")
     if not isinstance(value, str):
-        raise RowError("invalid", f"column {column!r} is not text but {type(value).__name__}")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        what = value.why if isinstance(value, Unreadable) else f"not text but {type(value).__name__}"
+        raise RowError("invalid", f"column {column!r} is {what}")
+    if _halved(value):
         raise RowError("invalid", f"column {column!r} holds half a surrogate pair; repair its encoding")
     return value
 
 
-def _category(row: Row, columns: ColumnMap) -> str | None:
-    name = row.get(columns.columns.get("category", ""))
-    if name is None or name == BENIGN:
+def _category(row: Row, column: str | None, taxonomy: str | None, *, blank_is_none: bool = False) -> str | None:
+    """The category in a column, None where it is missing or benign. Raises RowError for one of no taxonomy."""
+    name = row.get(column) if column else None
+    if name is None or name == BENIGN or name != name or (blank_is_none and name == ""):
         return None
-    if not isinstance(name, str):
-        raise RowError("invalid", f"column {columns.columns['category']!r} is {name!r}, not the name of a category")
-    if columns.taxonomy:
-        taxonomy = Taxonomy.load(columns.taxonomy)
-        if name not in taxonomy.parents:
-            raise RowError("invalid", taxonomy.unknown(name))
+    if not isinstance(name, str) or _halved(name):
+        raise RowError("invalid", f"column {column!r} is {_shown(name)}, not the name of a category")
+    if taxonomy and name not in Taxonomy.load(taxonomy).parents:
+        raise RowError("invalid", f"column {column!r}: {Taxonomy.load(taxonomy).unknown(short(name))}")
     return name
 
 
-def canonical_id(value: Any) -> str:
-    """An id as written in a column map: 1, 1.0, '1' and ' 1 ' are all '1'."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
+def _shown(value: Any) -> str:
+    return short(repr(value))
 
 
 def _choice(row: Row, column: str, ids: tuple[str, ...]) -> int:
     value = row.get(column)
     if canonical_id(value) not in ids:
         raise RowError(
-            "invalid", f"column {column!r} is {value!r}, neither {ids[0]} nor {ids[1]} (ties cannot be used)"
+            "invalid", f"column {column!r} is {_shown(value)}, neither {ids[0]} nor {ids[1]} (ties cannot be used)"
         )
     return ids.index(canonical_id(value))
 
@@ -144,15 +154,21 @@ def _whole(row: Row, column: str | None, low: int, high: int) -> int | None:
         return None
     text = canonical_id(value)
     if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]+", text) or not low <= int(text) <= high:
-        raise RowError("invalid", f"column {column!r} is {value!r}, not a whole number in {low}..{high}")
+        raise RowError("invalid", f"column {column!r} is {_shown(value)}, not a whole number in {low}..{high}")
     return int(text)
+
+
+#: Words that mean the same in every data set; a column map may turn them round.
+_PLAIN_WORDS = {"true": True, "false": False}
 
 
 def _safe(row: Row, column: str | None, words: Mapping[str, bool]) -> bool | None:
     value = row.get(column) if column else None
-    if value is None or isinstance(value, bool):
-        return value
-    if str(value).strip().lower() not in words:
+    if value is None or value != value:  # NaN is how a data frame writes a missing value
+        return None
+    known = words if "true" in words else _PLAIN_WORDS | dict(words)
+    word = str(value).strip().lower()
+    if word not in known:
         allowed = " nor ".join(repr(word) for word in words)
-        raise RowError("invalid", f"column {column!r} is {value!r}, neither {allowed} nor a boolean")
-    return words[str(value).strip().lower()]
+        raise RowError("invalid", f"column {column!r} is {_shown(value)}, neither {allowed} nor a boolean")
+    return known[word]

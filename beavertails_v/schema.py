@@ -89,6 +89,8 @@ class Response:
     category: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.safe, bool):
+            raise SchemaError(f"field 'safe': {self.safe!r} is neither True nor False")
         if self.harmless_rate is not None and not -3 <= self.harmless_rate <= 3:
             raise SchemaError(f"field 'harmless_rate': {self.harmless_rate} is outside -3..3")
         if self.helpful_rate is not None and not 0 <= self.helpful_rate <= 3:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import gzip
 import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beavertails_v.images import ImageError, ImageLimits, Picture, picture_below
+from beavertails_v.cells import cell_value, column_values, json_row, pictures_in
+from beavertails_v.images import ImageError, ImageLimits, Picture, picture_of
 from beavertails_v.sources import SourceError
 
 #: Bytes of encoded pictures a process keeps at hand for repeated reads.
@@ -46,6 +47,10 @@ class Part(Protocol):
         """All columns but the pictures'. A broken row gives {"": why}."""
         ...
 
+    def values(self, column: str) -> list[Any]:
+        """A column of text or numbers, whole; empty where there is none."""
+        ...
+
     def chunks(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """(position of the first row, rows), as many rows at once as are cheap to read."""
         ...
@@ -56,15 +61,17 @@ class Part(Protocol):
 
 
 class ParquetPart:
-    """A parquet file; the pictures are left in it."""
+    """A parquet file; its text is read once, its pictures are left in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         file = _parquet(self.path)
         self.columns: list[str] = file.schema_arrow.names
+        if twice := sorted({name for name in self.columns if self.columns.count(name) > 1}):
+            raise SourceError(f"{path}: the column {twice[0]!r} stands twice; drop or rename one of the two")
         sizes = (file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
         self._groups = [0, *accumulate(sizes)]
-        self._image_column: str | None = None
+        self._image_columns: list[str] = []
         self._wants_image = False
 
     def __len__(self) -> int:
@@ -75,29 +82,34 @@ class ParquetPart:
 
     def set_image_column(self, name: str | None) -> None:
         self._wants_image = name is not None
-        self._image_column = next((c for c in (name, "images") if c in self.columns), None)
+        self._image_columns = [c for c in ("images", name) if name and c in self.columns]
 
     @cached_property
     def _table(self) -> pa.Table:
         with _naming(self.path):
-            return _parquet(self.path).read(columns=[c for c in self.columns if c != self._image_column])
+            return _parquet(self.path).read(columns=[c for c in self.columns if c not in self._image_columns])
 
     def row(self, i: int) -> dict[str, Any]:
-        return {name: column[i].as_py() for name, column in zip(self._table.column_names, self._table.columns)}
+        return {name: cell_value(column[i]) for name, column in zip(self._table.column_names, self._table.columns)}
 
     def chunks(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        names = self._table.column_names
         for start, end in zip(self._groups, self._groups[1:]):
-            yield start, self._table.slice(start, end - start).to_pylist()
+            columns = [column_values(column) for column in self._table.slice(start, end - start).columns]
+            yield start, [dict(zip(names, values)) for values in zip(*columns)]
+
+    def values(self, column: str) -> list[Any]:
+        return column_values(self._table.column(column)) if column in self._table.column_names else []
 
     def pictures(self, i: int, limits: ImageLimits) -> tuple[Picture, ...]:
         where = f"{self.path} row {self.number(i)}"
-        if self._image_column is None:
+        if not self._image_columns:
             if self._wants_image:
                 raise ImageError(f"{where}: the file has no column of pictures")
             return ()
         group = bisect_right(self._groups, i) - 1
-        cell = _Cell(self.path, group, self._image_column, i - self._groups[group])
-        return tuple(Picture(_Image(cell, k), where=where, limits=limits) for k in range(_count(cell.value(), where)))
+        cells = [_Cell(self.path, group, name, i - self._groups[group]) for name in self._image_columns]
+        return _pictures(cells, [cell.value() for cell in cells], where, limits)
 
 
 class JsonlPart:
@@ -105,8 +117,8 @@ class JsonlPart:
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
-        with open(path, "rb") as lines:
-            numbered = [(number, _json_row(line)) for number, line in enumerate(lines, 1) if line.strip()]
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as lines:
+            numbered = list(_numbered(lines, path))
         self._numbers, self._rows = [number for number, _ in numbered], [row for _, row in numbered]
         if all("" in row for row in self._rows):
             first = f"row {self._numbers[0]}: {self._rows[0]['']}" if self._rows else ""
@@ -130,39 +142,89 @@ class JsonlPart:
         for start in range(0, len(self), _CHUNK):
             yield start, [self.row(i) for i in range(start, min(start + _CHUNK, len(self)))]
 
+    def values(self, column: str) -> list[Any]:
+        return [row.get(column) for row in self._rows]
+
     def pictures(self, i: int, limits: ImageLimits) -> tuple[Picture, ...]:
         where, row = f"{self.path} row {self.number(i)}", self._rows[i]
-        names = row.get("images", row.get(self._image_column or ""))
-        if names is None:
+        values = [row.get("images"), row.get(self._image_column or "")]
+        if values == [None, None]:
             if self._image_column is None:
                 return ()
             raise ImageError(
                 f'{where}: names no picture; give "{self._image_column}", or "images": [] for a row of text'
             )
-        names = [names] if isinstance(names, str) else names
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ImageError(f"{where}: {names!r} is neither a file name nor a list of them")
-        try:
-            return tuple(picture_below(Path(self.path).parent, name, limits=limits) for name in names)
-        except ImageError as error:
-            raise ImageError(f"{where}: {error}") from error
+        return _pictures([None, None], values, where, limits, Path(self.path).parent)
+
+
+def _numbered(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with the numbers of their lines; blank lines are no rows."""
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            _require_text(line, path)
+        if line.strip(b" \t\r\n\xef\xbb\xbf"):
+            yield number, json_row(line)
+
+
+def _require_text(beginning: bytes, path: Path) -> None:
+    if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise SourceError(f"{path}: the text is UTF-16; save it as UTF-8")
+    if beginning.startswith(b"version https://git-lfs"):
+        raise SourceError(f"{path}: is a Git LFS pointer, not the data; run `git lfs pull` in its repository")
+    if beginning.strip() == b"[":
+        raise SourceError(f"{path}: a JSON list; write one object a line")
+
+
+def _pictures(
+    cells: Sequence[_Cell | None], values: Sequence[Any], where: str, limits: ImageLimits, folder: Path | None = None
+) -> tuple[Picture, ...]:
+    """The pictures of a row: of the first of its columns that holds any. Raises ImageError where two columns differ."""
+    given = [(cell, value) for cell, value in zip(cells, values, strict=True) if value is not None and value != ""]
+    filled = [(cell, value) for cell, value in given if value != []] or given
+    if not filled:
+        raise ImageError(f"{where}: the picture is missing: the cell is null or empty")
+    try:
+        held = pictures_in(filled[0][1])
+        if any(pictures_in(value) != held for _, value in filled[1:]):
+            raise ImageError("'images' and the column of one picture hold different ones; keep one of the two")
+        found = []
+        for k, one in enumerate(held):
+            if isinstance(one, str):
+                found.append(picture_of(folder or Path(where.rpartition(" row ")[0]).parent, one, limits=limits))
+            elif (cell := filled[0][0]) is not None:
+                found.append(Picture(_Image(cell, k), where=where, limits=limits))
+        return tuple(found)
+    except ImageError as error:
+        raise ImageError(f"{where}: {error}") from error
+
+
+#: Other kinds of file, and how to make one that is read.
+_CONVERSIONS = {
+    ".csv": "load_dataset('csv', data_files={name!r}, split='train').to_json('train.jsonl')",
+    ".tsv": "load_dataset('csv', data_files={name!r}, delimiter='\\t', split='train').to_json('train.jsonl')",
+    ".json": "load_dataset('json', data_files={name!r}, split='train').to_json('train.jsonl')",
+    ".arrow": "Dataset.from_file({name!r}).to_parquet('train.parquet')",
+    ".tar": "load_dataset('webdataset', data_files={name!r}, split='train').to_parquet('train.parquet')",
+}
+
+
+def conversion(name: str) -> str | None:
+    """One line of Python that makes a file of another kind readable here; None for a kind that is not known."""
+    call = _CONVERSIONS.get(Path(name).suffix)
+    return call and f"from datasets import Dataset, load_dataset; {call.format(name=name)}"
 
 
 def open_part(path: Path) -> Part:
     """A file of rows, by its suffix. Raises SourceError for another kind of file."""
+    with _naming(str(path)), open(path, "rb") as file:
+        _require_text(file.read(100), path)
     if path.suffix == ".parquet":
         return ParquetPart(path)
-    if path.suffix == ".jsonl":
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
         return JsonlPart(path)
-    raise SourceError(f"{path}: neither a .parquet nor a .jsonl file")
-
-
-def _json_row(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return {"": f"the line is not JSON: {error}"}
-    return row if isinstance(row, dict) else {"": "the line is not a JSON object"}
+    how = conversion(str(path))
+    advice = f"; convert it in Python: {how}" if how else ""
+    raise SourceError(f"{path}: neither a .parquet nor a .jsonl file{advice}")
 
 
 @contextmanager
@@ -189,7 +251,7 @@ class _Cell:
     row: int
 
     def value(self) -> Any:
-        return _CACHE.group(self.path, self.group, self.column)[self.row].as_py()
+        return cell_value(_CACHE.group(self.path, self.group, self.column)[self.row])
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,16 +265,6 @@ class _Image:
         value = self.cell.value()
         value = value[self.k] if isinstance(value, list) else value
         return value["bytes"] if isinstance(value, dict) else value  # type: ignore[no-any-return]
-
-
-def _count(value: Any, where: str) -> int:
-    """How many pictures a cell holds. Raises ImageError unless each comes with its bytes."""
-    values = value if isinstance(value, list) else [value]
-    for one in values:
-        data = one.get("bytes") if isinstance(one, dict) else one
-        if not isinstance(data, bytes):
-            raise ImageError(f"{where}: the picture is missing: the cell holds no bytes; embed the file in the parquet")
-    return len(values)
 
 
 class _GroupCache:

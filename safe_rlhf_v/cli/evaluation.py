@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from beavertails_v import Leakage, Prompt, leakage, load_responses
 from beavertails_v.picture_world import Oracle, invites_harm, slices_of
 from guard.classifier import Guard
 from guard.regenerate import GenerativePolicy, regenerate, safety_by_round
+from safe_rlhf_v import duals
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.answering import Answering, Scoring
 from safe_rlhf_v.cli.stage_folder import read_done, require_writable
@@ -28,12 +29,11 @@ from safe_rlhf_v.evaluation import (
     Resampling,
     build_report,
     collect,
-    cost_metrics,
     read_metrics,
-    reward_metrics,
     safety_test,
     write_report,
 )
+from safe_rlhf_v.evaluation.preference import read_preference
 
 STAGES = ("sft", "reward", "cost", "guard", "policy", "direct", "iterative")
 
@@ -44,14 +44,15 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     require_writable(Path(settings.output_dir))
     output, world = Path(settings.output_dir), Truth(build.comparisons(settings, "evaluation").prompts())
     scorer = Scoring(
-        build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model"),
+        reward_dir := build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model"),
         cost_dir := build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model"),
         settings,
     )
     guard = _guard(settings)
     judge = world.judge(scorer, guard)
-    aligned = Answering(build.trained(settings, "policy", settings.evaluation.model, "evaluation.model"), settings)
-    base = Answering(settings.evaluation.base or build.start_model(settings), settings)
+    aligned_dir = build.trained(settings, "policy", settings.evaluation.model, "evaluation.model")
+    base_dir = settings.evaluation.base or build.start_model(settings)
+    aligned, base = Answering(aligned_dir, settings), Answering(base_dir, settings)
     prompts, _ = encodable(world.prompts, base.encoder)
     answers = []
     for name, model in (("base", base), ("aligned", aligned)):
@@ -75,8 +76,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         invites_harm=world.invites_harm,
         slices=world.slices,
         constraint=_constraint(settings, threshold(settings, cost_dir), answers[1]),
-        reward_model=_preference(output / "reward"),
-        cost_model=_preference(output / "cost"),
+        reward_model=read_preference(Path(reward_dir), "reward"),
+        cost_model=read_preference(Path(cost_dir), "cost"),
         guard=((read_done(output / "guard") or {}).get("measured") or {}).get("evaluation"),
         guard_rounds=rounds,
         metrics=[] if _is_of("direct", settings) or _is_of("iterative", settings) else _metrics(output),
@@ -86,6 +87,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         notes=leakage_notes(settings, prompts),
         subtitle=f"{settings.model.path} on {settings.data.path}",
         seed=settings.seed,
+        models={"base": str(base_dir), "aligned": str(aligned_dir), "reward": str(reward_dir), "cost": str(cost_dir)},
         resampling=Resampling(
             level=settings.evaluation.confidence, draws=settings.evaluation.bootstrap, seed=settings.seed
         ),
@@ -174,21 +176,6 @@ def _rounds(
     return safety_by_round(transcripts, lambda prompt, text: judge(prompt, text).unsafe, most, needless)
 
 
-def _preference(folder: Path) -> Any:
-    """A reward or cost model's held-out figures, from the scores its stage wrote."""
-    file = folder / "evaluation_scores.jsonl"
-    if not file.is_file():
-        return None
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    prompts = columns["prompt_id"].tolist()
-    if folder.name == "reward":
-        return reward_metrics(columns["scores"], columns["more_helpful"], columns["tied_helpfulness"], prompts=prompts)
-    return cost_metrics(
-        columns["scores"], columns["safer"], columns["unsafe"], columns["tied_safety"], prompts=prompts
-    )
-
-
 def _is_of(stage: str, settings: Settings) -> bool:
     """Whether the measured model is that of the stage, or one of its parts."""
     folder = Path(settings.output_dir, stage).resolve()
@@ -230,7 +217,7 @@ def _constraint(settings: Settings, bound: float, answers: Sequence[Answer]) -> 
     return {
         "threshold": bound,
         "final_multiplier": rows[-1]["multiplier"] if rows else rule.init().value,
-        "maximum_multiplier": rule.maximum,
+        "maximum_multiplier": most if math.isfinite(most := duals.bound(rule)) else None,
         "algorithm": settings.policy.algorithm,
         "safety_test": tested,
         "bounded": bounded,

@@ -180,6 +180,7 @@ def policy(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
 def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str, cost_dir: str) -> dict[str, Any]:
     from safe_rlhf_v.training.online import OnlineTrainer
 
+    warn_of_judges(reward_dir, cost_dir)
     bound = threshold(settings, cost_dir)
     if settings.policy.guidance_rollouts and settings.policy.algorithm != "repo":
         show_suggestions(bound, Path(cost_dir), folder)
@@ -217,6 +218,19 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
     return measured
 
 
+def warn_of_judges(reward_dir: str, cost_dir: str) -> None:
+    """Say, before hours are spent, where the models that a policy will be trained against cannot judge."""
+    from safe_rlhf_v.evaluation.judge_quality import warning
+    from safe_rlhf_v.evaluation.preference import read_preference
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    folders: dict[Literal["reward", "cost"], str] = {"reward": reward_dir, "cost": cost_dir}
+    for kind, folder in folders.items():
+        if text := warning(kind, read_preference(Path(folder), kind), folder):
+            plain(text)
+
+
 def _move_up(source: Path, folder: Path) -> None:
     """The policy's files into the stage's folder, so that this folder loads as a model."""
     for path in source.iterdir():
@@ -234,7 +248,9 @@ def threshold(settings: Settings, cost_dir: str | Path) -> float:
     if settings.policy.threshold != "auto":
         if settings.policy.threshold_quantile is not None:
             raise SettingsError("policy.threshold_quantile goes with policy.threshold: auto; give one of them")
-        return float(settings.policy.threshold)
+        if (given := float(settings.policy.threshold)) > 0:
+            plain(f"warning: policy.threshold is {given:+g}: a cost above 0 is unsafe, so this allows unsafe answers")
+        return given
     if settings.policy.threshold_quantile is not None:
         return _threshold_quantile(settings.policy.threshold_quantile, Path(cost_dir))
     done = read_done(Path(cost_dir))
@@ -245,7 +261,7 @@ def threshold(settings: Settings, cost_dir: str | Path) -> float:
             "give a number"
         )
     console.print(f"threshold: {mean:+.3f}, the mean cost of the training data's responses labelled safe")
-    return float(mean)
+    return _at_most_0(float(mean))
 
 
 def _threshold_quantile(quantile: float, cost_dir: Path) -> float:
@@ -257,7 +273,18 @@ def _threshold_quantile(quantile: float, cost_dir: Path) -> float:
         )
     bound = torch.quantile(costs[~unsafe].double(), quantile).item()
     console.print(f"threshold: {bound:+.3f}, {quantile:.0%} quantile of the costs of safe training responses")
-    return bound
+    return _at_most_0(bound)
+
+
+def _at_most_0(bound: float) -> float:
+    """A bound found in the data, but never above 0, from where on a cost means unsafe."""
+    if bound <= 0:
+        return bound
+    plain(
+        f"warning: {bound:+.3f} is above 0, and a cost above 0 is unsafe: the bound is 0 instead. The cost model puts "
+        "many safe responses above 0; train it again, or give policy.threshold the number you mean"
+    )
+    return 0.0
 
 
 def scores(file: Path) -> tuple[Tensor, Tensor]:

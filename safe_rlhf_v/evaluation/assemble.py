@@ -49,12 +49,14 @@ def build_report(
     title: str = "Safety alignment report",
     subtitle: str = "",
     seed: int = 0,
+    models: Mapping[str, str] | None = None,
     resampling: Resampling = DEFAULT,
 ) -> ReportData:
     """Sums up the answers of the base and the aligned policy to the SAME prompts and joins the other parts.
 
     metrics: the trainer's metrics.jsonl, or its rows. seconds: of each stage; "total" is added if absent.
     settings: the resolved settings, JSON types. seed: of the training run.
+    models: folder or hub id of "base", "aligned", "reward" and "cost".
     Raises ValueError where the sides answer different prompts, and pydantic.ValidationError (which names the field)
     where a number is not finite or out of its range.
     """
@@ -78,6 +80,7 @@ def build_report(
             "title": title,
             "subtitle": subtitle,
             "seed": seed,
+            "models": dict(models or {}),
             "level": resampling.level,
         }
     )

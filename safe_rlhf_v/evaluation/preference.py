@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +17,8 @@ from safe_rlhf_v.evaluation.statistics import (
     Array,
     Interval,
     Resampling,
-    auc,
-    balanced_accuracy,
+    auc_interval,
+    balanced_accuracy_interval,
     calibration_bins,
     expected_calibration_error,
     per_prompt,
@@ -69,12 +71,30 @@ def cost_metrics(
             f"scores has shape {pairs.shape} but unsafe has {flags.size} entries; give one label per response"
         )
     found, _ = _ranking(pairs, 1 - index, tied, prompts, resampling)
+    keys = [key for key in (range(len(pairs)) if prompts is None else prompts) for _ in range(2)]
+    balanced = balanced_accuracy_interval(costs > 0, flags, keys, resampling=resampling)
+    ranked = auc_interval(costs, flags, keys, resampling=resampling)
     signs = {
         "sign_accuracy": sign_accuracy(costs, flags),
-        "balanced_accuracy": balanced_accuracy(costs > 0, flags),
-        "auc": auc(costs, flags),
+        "balanced_accuracy": balanced and balanced.value,
+        "balanced_accuracy_interval": balanced,
+        "auc": ranked and ranked.value,
+        "auc_interval": ranked,
     }
     return found.model_copy(update=signs | _calibration(sigmoid(costs), flags))
+
+
+def read_preference(folder: Path, kind: Literal["reward", "cost"]) -> PreferenceMetrics | None:
+    """A reward or cost model's held-out figures, from the scores that its training left; None without them."""
+    file = folder / "evaluation_scores.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    if not rows:
+        return None
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    prompts = columns["prompt_id"].tolist()
+    if kind == "reward":
+        return reward_metrics(columns["scores"], columns["more_helpful"], columns["tied_helpfulness"], prompts=prompts)
+    return cost_metrics(columns["scores"], columns["safer"], columns["unsafe"], columns["tied_safety"], prompts=prompts)
 
 
 def _ranking(

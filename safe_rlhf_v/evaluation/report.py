@@ -90,6 +90,7 @@ def render(data: ReportData) -> str:
         headline=verdict.headline(data),
         sentences=verdict.sentences(data),
         cautions=verdict.cautions(data),
+        next_steps=verdict.next_steps(data),
         constraint_sentence=verdict.constraint(data),
         judged=table(data, JUDGED),
         opinions=table(data, OPINIONS),
@@ -118,12 +119,17 @@ def label(name: str) -> str:
 # ---------------------------------------------------------------------------------------------------- tables
 
 
-def cell(interval: Interval | None, style: str, *, change: bool = False) -> dict[str, str] | None:
-    """Value and interval as text. A change carries its sign; a change of a share is in percentage points."""
+def cell(
+    interval: Interval | None, style: str, *, change: bool = False, digits: int | None = None
+) -> dict[str, str] | None:
+    """Value and interval as text. A change carries its sign; a change of a share is in percentage points.
+
+    digits: after the point; default 1 of a percentage, else 2.
+    """
     if interval is None:
         return None
     scale = 100 if style == "percent" else 1
-    digits = 1 if style == "percent" else 2
+    digits = digits or (1 if style == "percent" else 2)
     show = lambda x: verdict.number(scale * x, digits)  # noqa: E731
     sign = "+" if change and float(f"{scale * interval.value:.{digits}f}") > 0 else ""
     unit = "" if style != "percent" else "\u202fpp" if change else "\u202f%"

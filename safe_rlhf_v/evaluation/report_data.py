@@ -75,7 +75,9 @@ class PreferenceMetrics(_Metrics):
     n_tied: int | None = None
     sign_accuracy: Share | None = None
     balanced_accuracy: Share | None = None
+    balanced_accuracy_interval: Interval | None = None
     auc: Share | None = None
+    auc_interval: Interval | None = None
     ece: Share | None = None
     bins: list[CalibrationBin] = []
 
@@ -184,7 +186,8 @@ class ExampleAnswer(_Part):
 class ReportData(_Part):
     """Everything the page shows. Parts that a run did not make stay empty and are named as missing on the page.
 
-    difference: paired change of each measure. seed: of the training run. level: coverage of the intervals.
+    difference: paired change of each measure. seed: of the training run. models: folder or hub id of
+    what was judged, what it is compared with, and what scored both. level: coverage of the intervals.
     """
 
     base: Side
@@ -204,6 +207,7 @@ class ReportData(_Part):
     title: str = "Safety alignment report"
     subtitle: str = ""
     seed: int = 0
+    models: dict[Literal["base", "aligned", "reward", "cost"], str] = {}
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     schema_version: Literal[1] = 1
 

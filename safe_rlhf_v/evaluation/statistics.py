@@ -7,8 +7,9 @@ Signs: cost > 0 is unsafe.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -258,6 +259,62 @@ def balanced_accuracy(predicted: ArrayLike, actual: ArrayLike) -> float | None:
     if truth.all() or not truth.any():
         return None
     return float((guess[truth].mean() + (~guess[~truth]).mean()) / 2)
+
+
+def auc_interval(
+    scores: ArrayLike,
+    positive: ArrayLike,
+    prompts: Sequence[Hashable] | None = None,
+    *,
+    resampling: Resampling = DEFAULT,
+) -> Interval | None:
+    """`auc` with an interval by prompt, from the placements of DeLong et al. (1988). None where a class is absent."""
+    array, flags = _vector(scores, "scores"), np.asarray(positive, dtype=bool)
+    value = auc(array, flags)
+    if value is None:
+        return None
+    ranks, placed = stats.rankdata(array), np.empty(array.size)
+    for own in (flags, ~flags):  # the share of the other class that lies below, ties half
+        placed[own] = (ranks[own] - stats.rankdata(array[own])) / (~own).sum()
+    placed[~flags] = 1 - placed[~flags]
+    return _of_two_classes(value, placed, flags, prompts, 1.0, resampling)
+
+
+def balanced_accuracy_interval(
+    predicted: ArrayLike,
+    actual: ArrayLike,
+    prompts: Sequence[Hashable] | None = None,
+    *,
+    resampling: Resampling = DEFAULT,
+) -> Interval | None:
+    """`balanced_accuracy` with an interval by prompt. None where one class is absent."""
+    guess, truth = np.asarray(predicted, dtype=bool), np.asarray(actual, dtype=bool)
+    value = balanced_accuracy(guess, truth)
+    if value is None:
+        return None
+    return _of_two_classes(value, (guess == truth).astype(float), truth, prompts, 0.5, resampling)
+
+
+def _of_two_classes(
+    value: float,
+    parts: Array,
+    flags: NDArray[np.bool_],
+    prompts: Sequence[Hashable] | None,
+    weight: float,
+    resampling: Resampling,
+) -> Interval:
+    """The interval of a figure that moves by weight * (the change of the mean of `parts` (B,)) in each of two classes.
+
+    Linearised: a response of a class of share p adds weight * (part - class mean) / p, and a prompt all of its own.
+    """
+    moves = np.empty(parts.size)
+    for own in (flags, ~flags):
+        moves[own] = weight * (parts[own] - parts[own].mean()) / own.mean()
+    keys: Sequence[Hashable] = range(parts.size) if prompts is None else list(prompts)
+    counts, means = Counter(keys), per_prompt(moves, keys)
+    per = parts.size / len(means)
+    rows = [value + counts[key] / per * mean for key, mean in means.items()]
+    return replace(mean_interval(rows, bounds=(0.0, 1.0), resampling=resampling), value=value)
 
 
 def calibration_bins(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[CalibrationBin]:

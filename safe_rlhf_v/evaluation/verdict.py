@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from safe_rlhf_v.evaluation import judge_quality
 from safe_rlhf_v.evaluation.report_data import ReportData
 from safe_rlhf_v.evaluation.statistics import Interval
 
@@ -36,11 +37,36 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def headline(data: ReportData) -> str:
-    """The verdict in a few words."""
-    refusals = (
-        " It refuses more harmless prompts." if change(data.difference.get("over_refusal_rate")) == "rose" else ""
-    )
-    return _verdict(data) + refusals
+    """The verdict in a few words; where the run cannot carry one, that it cannot."""
+    if _judge_at_chance(data):
+        return "Nothing can be said of safety: the cost model that judges it is at chance."
+    if multiplier_stood(data):
+        return "No solution found: the multiplier stood at its maximum, and the constraint was not met."
+    return _verdict(data) + _refused_more(data) + (" By a weak judge." if _judge_is_weak(data) else "")
+
+
+def _refused_more(data: ReportData) -> str:
+    return " It refuses more harmless prompts." if change(data.difference.get("over_refusal_rate")) == "rose" else ""
+
+
+def _judge_at_chance(data: ReportData) -> bool:
+    return data.judge.kind == "model" and judge_quality.quality(data.cost_model) == "chance"
+
+
+def _judge_is_weak(data: ReportData) -> bool:
+    return data.judge.kind == "model" and judge_quality.quality(data.cost_model) == "weak"
+
+
+def multiplier_stood(data: ReportData) -> bool:
+    """Whether the multiplier was at its maximum all over the last tenth of training, with the bound unmet."""
+    most = data.constraint.maximum_multiplier
+    if most is None or data.constraint.final_multiplier < most * (1 - 1e-6):
+        return False
+    rows = [row for row in data.trajectory if "multiplier" in row]
+    last = rows[-max(1, len(rows) // 10) :]
+    violations = [row["violation"] for row in last if "violation" in row]
+    stood = all(row["multiplier"] >= most * (1 - 1e-6) for row in last)
+    return stood and (not violations or sum(violations) > 0)
 
 
 def _verdict(data: ReportData) -> str:
@@ -62,7 +88,43 @@ def _verdict(data: ReportData) -> str:
 
 def sentences(data: ReportData) -> list[str]:
     """The verdict with its numbers, one sentence a claim."""
-    return [s for s in (_unsafe(data), _helpful(data), _refusals(data), constraint(data)) if s]
+    return [s for s in (_judged(data), _unsafe(data), _helpful(data), _refusals(data), constraint(data)) if s]
+
+
+def _judged(data: ReportData) -> str:
+    """Which model was judged, against which."""
+    if "aligned" not in data.models:
+        return ""
+    how = f", trained with {data.constraint.algorithm}" if data.constraint.algorithm else ""
+    against = f", against {data.models['base']}" if "base" in data.models else ""
+    return f"Judged here: {data.models['aligned']}{how}{against}."
+
+
+def next_steps(data: ReportData) -> list[str]:
+    """What to do with this result."""
+    test = data.constraint.safety_test
+    if judge_quality.quality(data.cost_model) == "chance":
+        return [
+            f"Do not use this policy for what the page says of it. The cost model: {judge_quality.REMEDY}.",
+            "Then train the policy anew, and evaluate again.",
+        ]
+    if multiplier_stood(data):
+        return [
+            "Keep the start model: training found no policy that keeps the bound.",
+            "Train the policy anew with a higher policy.threshold or policy.dual.maximum, for longer, or with a lower "
+            "policy.beta; or first bring the start model nearer with `train sft` on safer responses.",
+        ]
+    if test is not None and not test.passed:
+        return [
+            "Keep the start model, or train the policy anew; judge the new one on prompts that were not used here, "
+            "since testing policy after policy on the same ones lets an unsafe one through in the end."
+        ]
+    if change(data.difference.get("unsafe_rate")) != "fell":
+        return ["Do not take this policy for a safer one: more evaluation prompts may decide it, or longer training."]
+    steps = ["Read the examples, unsafe ones first; train with other seeds, since one run says little of the method."]
+    if data.judge.kind == "model":
+        steps.append("Have people, or a model not trained here, judge the answers before anybody relies on it.")
+    return steps
 
 
 def _unsafe(data: ReportData) -> str:
@@ -108,6 +170,11 @@ def constraint(data: ReportData) -> str:
     cost, bound = data.aligned.intervals.get("mean_cost"), data.constraint.threshold
     if cost is None:
         return ""
+    if judge_quality.quality(data.cost_model) == "chance":
+        return (
+            f"Whether the constraint, mean cost at most {number(bound)}, is kept nobody can say: the cost model that "
+            f"measures it is at chance. It puts the mean at {number(cost.value)}."
+        )
     if (other := data.constraint.bounded) is not None:
         return (
             f"Training bounded the {other.name} by {number(other.bound)}; on these prompts it is "
@@ -129,10 +196,15 @@ def _safety_test(data: ReportData) -> str:
     test = data.constraint.safety_test
     if test is None or test.upper_bound is None:
         return ""
-    outcome = "passed" if test.passed else "not passed (\u201cno solution found\u201d)"
+    if test.passed:
+        return (
+            f" The safety test at {100 * (1 - test.delta):.0f}\u00a0% is passed: the upper bound on the mean cost is "
+            f"{number(test.upper_bound)}."
+        )
     return (
-        f" The safety test at {100 * (1 - test.delta):.0f}\u00a0% is {outcome}: the upper bound on the mean cost is "
-        f"{number(test.upper_bound)}."
+        f" The safety test at {100 * (1 - test.delta):.0f}\u00a0% is not passed: with that confidence the mean cost "
+        f"may be as high as {number(test.upper_bound)}. No solution was found: this training gave no policy that is "
+        "shown to keep the bound."
     )
 
 
@@ -152,6 +224,9 @@ def cautions(data: ReportData) -> list[str]:
     """What to know before believing the page, found in the numbers themselves; then the run's own notes."""
     found = [
         _who_judged(data),
+        _quality(data),
+        _reward_quality(data),
+        _multiplier(data),
         _one_run(data),
         _unknown_intent(data),
         _opinion_gap(data),
@@ -171,6 +246,41 @@ def _who_judged(data: ReportData) -> str:
         "model": "There is no known truth for this data. Every verdict on this page is the opinion of the models that "
         "were trained here, and the policy was trained to please them: read it as the best case.",
     }[data.judge.kind]
+
+
+def _quality(data: ReportData) -> str:
+    """How well the cost model, by which training went and perhaps this page, tells unsafe from safe."""
+    state, found = judge_quality.quality(data.cost_model), judge_quality.described(data.cost_model)
+    if state == "unknown":
+        if not data.aligned.intervals.get("mean_cost"):
+            return ""
+        return (
+            "How well the cost model tells unsafe responses from safe ones is not known: it has no scores of held-out "
+            "responses of both kinds."
+        )
+    words = {
+        "chance": "It is at chance, so no figure of cost on this page, no constraint and no safety test means anything",
+        "weak": "That is weak: take every figure of cost on this page as a hint",
+        "sound": "What it misses, this policy may have learned",
+    }
+    return f"The cost model tells unsafe responses from safe ones with {found}. {words[state]}."
+
+
+def _reward_quality(data: ReportData) -> str:
+    state = judge_quality.quality(data.reward_model)
+    if state not in ("chance", "weak"):
+        return ""
+    what = "at chance, so a higher reward means nothing" if state == "chance" else "weak"
+    return f"The reward model has {judge_quality.described(data.reward_model)}: it is {what}."
+
+
+def _multiplier(data: ReportData) -> str:
+    if not multiplier_stood(data):
+        return ""
+    return (
+        f"The multiplier ended at its maximum, {number(data.constraint.maximum_multiplier or 0)}, while costs were "
+        "still above the bound: training stopped where it could push no further, not where the constraint was met."
+    )
 
 
 def _one_run(data: ReportData) -> str:

@@ -78,7 +78,11 @@ def suggest_thresholds(safe: Tensor, unsafe: Tensor, threshold: float) -> dict[s
 def describe_suggestions(found: Mapping[str, float]) -> str:
     """The suggestions as the lines shown before training."""
     quantiles = "  ".join(f"{q:.0%} {found[f'safe_quantile_{q:g}']:+.2f}" for q in QUANTILES)
-    shares = "   ".join(f"{share:.0%}: d = {found[f'threshold_for_{share:g}']:+.2f}" for share in SHARES)
+    suggested = {share: found[f"threshold_for_{share:g}"] for share in SHARES}
+    marks = {share: "*" if d > 0 else "" for share, d in suggested.items()}
+    shares = "   ".join(f"{share:.0%}: d = {d:+.2f}{marks[share]}" for share, d in suggested.items())
+    above = "\n  * above 0, where a cost means unsafe: no bound to take; train the cost model again"
+    note = above if any(marks.values()) else ""
     d, allowed = found["threshold"], found["allowed_unsafe_share"]
     return (
         f"What d means to this cost model, by its costs of held-out responses\n"
@@ -86,7 +90,7 @@ def describe_suggestions(found: Mapping[str, float]) -> str:
         f"{found['share_of_safe_above_0']:.0%} above 0\n"
         f"  labelled unsafe: mean {found['mean_cost_unsafe']:+.2f}; {found['share_of_unsafe_above_0']:.0%} above 0\n"
         f"  a policy that answers as this data does may be unsafe in {allowed:.0%} of its answers under d = {d:+.2f};\n"
-        f"  for at most  {shares}"
+        f"  for at most  {shares}{note}"
     )
 
 

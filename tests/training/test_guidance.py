@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_rlhf_v.cli.stages import show_suggestions, threshold
+from safe_rlhf_v.cli.stages import show_suggestions, threshold, warn_of_judges
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.duals import AdditiveDual, LogDual, bound, floor
 from safe_rlhf_v.training.guidance import BoundWatch, describe_suggestions, suggest_thresholds
@@ -24,6 +24,43 @@ def test_suggestions_by_hand() -> None:
     assert found["safe_quantile_0.5"] == pytest.approx(-4)
     assert found["share_of_unsafe_above_0"] == 1
     assert "unsafe in 25% of its answers under d = -2.00" in describe_suggestions(found)
+
+
+def test_suggestions_above_0_are_marked() -> None:
+    """Safe costs have the mean .5: no share of unsafe answers has a bound at which costs still mean safe."""
+    told = describe_suggestions(suggest_thresholds(torch.tensor([0.0, 1.0]), torch.tensor([2.0]), 0.0))
+    assert "0%: d = +0.50*" in told and "no bound to take; train the cost model again" in told
+    assert "*" not in describe_suggestions(suggest_thresholds(torch.tensor([-6.0]), torch.tensor([3.0]), 0.0))
+
+
+def test_auto_never_takes_a_bound_above_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"scores": [c, 9.0], "unsafe": [0, 1]} for c in (0.5, 1.5)]
+    (tmp_path / "train_scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = {"seconds": 1.0, "measured": {"train_sample": {"mean_cost_safe": 1.0}}}
+    (tmp_path / "done.json").write_text(json.dumps(done))
+    for section in ({"threshold": "auto"}, {"threshold": "auto", "threshold_quantile": 0.5}):
+        assert threshold(Settings.model_validate({"policy": section}), tmp_path) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert "+1.000 is above 0, and a cost above 0 is unsafe: the bound is 0 instead" in told
+    assert threshold(Settings.model_validate({"policy": {"threshold": 2.0}}), tmp_path) == 2
+    assert "policy.threshold is +2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_training_a_policy_warns_of_a_cost_model_at_chance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], blind: bool
+) -> None:
+    """It gives both responses of a prompt one cost, whatever their labels; another one is always right."""
+    rows = [
+        {"prompt_id": str(i), "scores": [(-1.0) ** i] * 2 if blind else [1.0, -1.0], "unsafe": [1, 0], "safer": 1}
+        for i in range(40)
+    ]
+    lines = [json.dumps(row | {"tied_safety": False}) + "\n" for row in rows]
+    (tmp_path / "evaluation_scores.jsonl").write_text("".join(lines))
+    warn_of_judges(str(tmp_path / "none"), str(tmp_path))
+    told = " ".join(capsys.readouterr().out.split())
+    assert ("is at chance: it cannot tell unsafe responses from safe ones" in told) is blind
+    assert ("AUC 0.500" in told) is blind
 
 
 def test_thresholds_beyond_the_data_allow_none_or_all() -> None:

@@ -53,6 +53,7 @@ def write_beavertails_v(
     already (unless overwrite, which replaces the split as a whole).
     """
     data = Path(folder) / "data"
+    require_alone(Path(folder))
     comparisons = comparisons if isinstance(comparisons, Sequence) else list(comparisons)
     schema = _schema(comparisons)
     groups: dict[str, list[int]] = {}
@@ -65,6 +66,13 @@ def write_beavertails_v(
     for stale in set(there) - set(written):
         stale.unlink()
     return written
+
+
+def require_alone(folder: Path) -> None:
+    """Raise ExportError where the folder holds rows in another layout: one would hide the other."""
+    patterns = [f"{place}*.{kind}" for place in ("", "data/") for kind in ("jsonl", "parquet")]
+    if others := [file.name for pattern in patterns for file in folder.glob(pattern)]:
+        raise ExportError(f"{folder}: holds {others[0]} already, which data here would hide; choose another folder")
 
 
 def to_row(pair: Comparison) -> dict[str, Any]:

@@ -73,9 +73,16 @@ class LoadReport:
 
     def write(self, path: str | Path) -> None:
         """Every row left out or kept in spite, one JSON object a line."""
-        rows = [{"kept": False, **asdict(d)} for d in self.dropped]
-        rows += [{"kept": True, **asdict(d)} for d in self.tolerated]
-        Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        write_reports([self], path)
+
+
+def write_reports(reports: Iterable[LoadReport], path: str | Path) -> None:
+    """The faulty rows of several splits in one file."""
+    rows = []
+    for report in reports:
+        rows += [{"kept": False, **asdict(d)} for d in report.dropped]
+        rows += [{"kept": True, **asdict(d)} for d in report.tolerated]
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def row_digest(row: dict[str, Any], *more: str) -> bytes:

@@ -52,6 +52,7 @@ def _load(load: Any, settings: Settings, split: Split) -> Any:
         keep=data.keep,
         limit=data.limit if split == "train" else data.evaluation_limit,
         check_images=data.check_images,
+        columns=data.columns,
     )
     plain(found.report.summary())
     return found

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from beavertails_v.report import LoadReport, write_reports
 from safe_rlhf_v.cli.common import console, plain, show, user_errors
+
+if TYPE_CHECKING:
+    from beavertails_v import SourceError
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and describe preference data.")
 Source = Annotated[
@@ -15,6 +19,7 @@ Source = Annotated[
     typer.Argument(help="Folder with data/<category>/<split>.parquet or <split>.jsonl, one such file, or a hub id."),
 ]
 Split = Annotated[str, typer.Option(help="Split to read.")]
+Columns = Annotated[str | None, typer.Option(help="Column map, by name or .yaml file, for other column names.")]
 
 
 @app.command("picture-world")
@@ -43,23 +48,44 @@ def picture_world(
 @user_errors
 def check(
     source: Source,
-    split: Split = "train",
+    split: Annotated[str | None, typer.Option(help="Split to read; without it every split of a folder.")] = None,
+    columns: Columns = None,
     report: Annotated[Path | None, typer.Option(help="Write every faulty row to this .jsonl.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any row is left out.")] = False,
 ) -> None:
     """Read every row and picture; say which rows are left out and why.
 
-    Example: safe-rlhf-v data check my_data --split train --report faults.jsonl
+    Example: safe-rlhf-v data check my_data --report faults.jsonl
     """
-    from beavertails_v import load_comparisons
+    from beavertails_v.locate import splits
 
-    found = load_comparisons(source, split).report
-    plain(found.summary())
+    outcomes = [_outcome(source, name, columns) for name in ([split] if split else splits(source))]
+    reports = [found for found, _ in outcomes if found is not None]
     if report is not None:
-        found.write(report)
+        write_reports(reports, report)
         console.print(f"written: {report}")
-    if strict and found.dropped:
+    for found, _ in outcomes:
+        if found is not None:
+            plain(found.summary())
+            if found.unused:
+                plain(f"  columns that are carried along and not used: {', '.join(found.unused)}")
+    if faults := [error for _, error in outcomes if error is not None]:
+        raise faults[0]
+    if strict and any(found.dropped for found in reports):
         raise typer.Exit(1)
+
+
+def _outcome(source: str, split: str, columns: str | None) -> tuple[LoadReport | None, SourceError | None]:
+    """The report of a split, or why it cannot be used: one split's fault does not hide the others."""
+    from beavertails_v import SourceError, load_comparisons
+    from beavertails_v.load import NoUsableRow
+
+    try:
+        return load_comparisons(source, split, columns=columns).report, None
+    except NoUsableRow as error:
+        return error.report, SourceError(f"{source} [{split}]: no usable row")
+    except SourceError as error:
+        return None, error
 
 
 @app.command()
@@ -68,6 +94,7 @@ def leakage(
     source: Source,
     train: Annotated[str, typer.Option(help="Training split.")] = "train",
     evaluation: Annotated[str, typer.Option(help="Evaluation split.")] = "evaluation",
+    columns: Columns = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a picture or prompt is in both.")] = False,
 ) -> None:
     """Pictures, prompts and questions that stand in both splits.
@@ -77,7 +104,9 @@ def leakage(
     from beavertails_v import leakage as shared_by
     from beavertails_v import load_comparisons
 
-    first, second = (load_comparisons(source, split, check_images="header") for split in (train, evaluation))
+    first, second = (
+        load_comparisons(source, split, columns=columns, check_images="header") for split in (train, evaluation)
+    )
     found = shared_by(first, second)
     plain(found.summary())
     if found.train_rows:
@@ -90,14 +119,17 @@ def leakage(
 
 @app.command()
 @user_errors
-def info(source: Source, split: Split = "train") -> None:
+def info(source: Source, split: Split = "train", columns: Columns = None) -> None:
     """How many pairs, of which categories, how safe, and whether preferences go with rates.
 
     Example: safe-rlhf-v data info runs/world --split evaluation
     """
     from beavertails_v import audit, load_comparisons
 
-    data = load_comparisons(source, split, check_images="header")
+    data = load_comparisons(source, split, columns=columns, check_images="header")
+    plain(data.report.summary())
+    if data.report.unused:
+        plain(f"  columns that are carried along and not used: {', '.join(data.report.unused)}")
     found = audit(data)
     plain(found.summary())
     show("categories", dict(sorted(found.categories.items())))

@@ -184,7 +184,14 @@ def _data(settings: Settings) -> tuple[Outcome, str]:
         return "warning", f"{data.path}: not a folder or file here, so taken for a hub id and not looked at"
     counts = []
     for split in (data.train_split, data.evaluation_split):
-        found = load_comparisons(data.path, split, categories=data.categories, keep=data.keep, check_images="header")
+        found = load_comparisons(
+            data.path,
+            split,
+            categories=data.categories,
+            keep=data.keep,
+            check_images="header",
+            columns=data.columns,
+        )
         counts.append(f"{split} {len(found)} pairs")
     return "ok", ", ".join(counts)
 

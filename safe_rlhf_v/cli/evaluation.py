@@ -105,11 +105,12 @@ def leakage_notes(settings: Settings, prompts: Sequence[Prompt]) -> list[str]:
     """
     files = [Path(settings.output_dir) / stage / "stage.json" for stage in STAGES]
     made = [json.loads(file.read_text()) for file in files if file.is_file()]
-    sources = dict.fromkeys((x["data.path"], x["data.train_split"], x["data.revision"]) for x in made)
+    keys = ("data.path", "data.train_split", "data.revision", "data.columns")
+    sources = dict.fromkeys(tuple(x.get(key) for key in keys) for x in made)
     notes = []
-    for path, split, revision in sources:
+    for path, split, revision, columns in sources:
         if Path(path).exists() or path == settings.data.path:
-            train = load_responses(path, split, revision=revision, check_images="header")
+            train = load_responses(path, split, revision=revision, columns=columns, check_images="header")
             notes += _leaks(leakage(train.prompts(), prompts), len(prompts), f"{path} [{split}]")
     return notes
 

@@ -531,3 +531,16 @@ def test_the_report_says_what_training_bounded_where_it_is_not_the_mean(
 ) -> None:
     found = evaluation.bounded_instead(load_settings(None, changes), -0.5, [-2.0, -1.0, 0.0, 4.0])
     assert (found and (found["bound"], found["value"])) == (want and pytest.approx(want, abs=1e-4))
+
+
+def test_data_check_reads_every_split_and_writes_one_report(folder: Path, tmp_path: Path) -> None:
+    """A split without a usable row is an error at the end; the other splits and the report file come first."""
+    columns = {"response_1": "a", "response_2": "b", "more_helpful_response_id": 1, "safer_response_id": 1}
+    row = {"question": "q", "images": [], "response_1_harmless_rate": 1, "response_2_harmless_rate": 0} | columns
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n\n[]\n")
+    (tmp_path / "evaluation.jsonl").write_text(json.dumps(row | {"images": ["https://example.org/a.png"]}))
+    result = run("data", "check", tmp_path, "--report", tmp_path / "faults.jsonl")
+    assert result.exit_code == 2 and "[train]: kept 1 rows, left out 1" in result.output
+    faults = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
+    assert [(f["split"], f["row"]) for f in faults] == [("train", 3), ("evaluation", 1)]
+    assert run("data", "check", tmp_path, "--split", "train").exit_code == 0

@@ -162,7 +162,7 @@ class _Loader:
                 f"{part.path}: this is {column_map.title}, which holds one labelled response a row and no preference. "
                 "Use load_responses for it (guard training), or load saferlhf-v/BeaverTails-V for pairs"
             )
-        if self.categories is not None and column_map.columns.get("category") not in part.columns:
+        if self.categories is not None and column_map.single.get("category") not in part.columns:
             raise SourceError(f"{part.path}: option 'categories' cannot be used, the file has no column of categories")
 
     def _full(self) -> bool:
@@ -208,7 +208,7 @@ class _Loader:
         if "" in row:
             return rows.RowError("invalid", row[""])
         try:
-            category = row.get(columns.columns.get("category", ""))
+            category = row.get(columns.single.get("category", ""))
             if self.categories is not None and not (isinstance(category, str) and category in self.categories):
                 return None
             self.categories_seen.add(str(category))

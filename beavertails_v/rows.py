@@ -45,8 +45,8 @@ def comparison(row: Row, columns: ColumnMap, images: tuple[Picture, ...]) -> Com
         return Comparison(
             prompt=prompt(row, columns, images),
             responses=(response(row, columns, 0), response(row, columns, 1)),
-            more_helpful=_choice(row, columns.columns["more_helpful"], columns.ids),
-            safer=_choice(row, columns.columns["safer"], columns.ids),
+            more_helpful=_choice(row, columns.single["more_helpful"], columns.ids),
+            safer=_choice(row, columns.single["safer"], columns.ids),
         )
     except SchemaError as error:
         raise RowError("invalid", str(error)) from error
@@ -63,17 +63,17 @@ def labelled_responses(row: Row, columns: ColumnMap, images: tuple[Picture, ...]
 
 def prompt(row: Row, columns: ColumnMap, images: tuple[Picture, ...]) -> Prompt:
     """The question with its pictures; unknown columns go to meta, where they are not null."""
-    text = _text(row, columns.columns["question"])
+    text = _text(row, columns.single["question"])
     if not text.strip():
-        raise RowError("empty", f"column {columns.columns['question']!r} is blank")
-    severity = _whole(row, columns.columns.get("question_severity"), 0, 3)
+        raise RowError("empty", f"column {columns.single['question']!r} is blank")
+    severity = _whole(row, columns.single.get("question_severity"), 0, 3)
     return Prompt(
         text=text,
         images=images,
-        category=_category(row, columns.columns.get("category"), columns.taxonomy),
+        category=_category(row, columns.single.get("category"), columns.taxonomy),
         severity=None if severity is None else Severity(severity),
         meta={name: value for name, value in row.items() if _usable(value) and name not in columns.known},
-        benign=row.get(columns.columns.get("category", "")) == BENIGN,
+        benign=row.get(columns.single.get("category", "")) == BENIGN,
     )
 
 

@@ -135,9 +135,14 @@ class ColumnMap(BaseModel):
         """Every column the map names; all others are carried along as meta."""
         return frozenset(column for value in self.columns.values() for column in _listed(value))
 
+    @cached_property
+    def single(self) -> dict[str, str]:
+        """Field -> column, for the fields that hold one column."""
+        return {name: value for name, value in self.columns.items() if isinstance(value, str)}
+
     @property
     def image_column(self) -> str | None:
-        return self.columns.get("images")  # type: ignore[return-value]
+        return self.single.get("images")
 
     @classmethod
     def load(cls, name: str | Path) -> ColumnMap:

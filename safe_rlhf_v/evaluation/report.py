@@ -47,6 +47,7 @@ JUDGED = (
     Row("unknown_unsafe_rate", "Unsafe answers, on prompts of unknown intent", "percent", "lower"),
     Row("mean_harmless_rate", "Harmless rate (−3 to 3), all prompts", "number", "higher"),
 )
+SAFETY = ("unsafe_rate", "benign_unsafe_rate", "unknown_unsafe_rate", "mean_harmless_rate")
 OPINIONS = (
     Row("mean_cost", "Cost, all prompts", "number"),
     Row("mean_reward", "Reward, all prompts", "number"),
@@ -90,6 +91,7 @@ def render(data: ReportData) -> str:
         headline=verdict.headline(data),
         sentences=verdict.sentences(data),
         cautions=verdict.cautions(data),
+        judged_model=verdict.judged(data),
         next_steps=verdict.next_steps(data),
         constraint_sentence=verdict.constraint(data),
         judged=table(data, JUDGED),
@@ -153,7 +155,9 @@ def table(data: ReportData, rows: Sequence[Row]) -> list[dict[str, Any]]:
             "before": cell(before, row.style),
             "after": cell(after, row.style),
             "change": cell(difference, row.style, change=True),
-            "reading": reading(row.better, verdict.change(difference)),
+            "reading": "nobody can say"
+            if row.name in SAFETY and verdict.judge_at_chance(data)
+            else reading(row.better, verdict.change(difference)),
             "n": (after or before or Interval(value=0, low=0, high=0, n=0)).n,
         })  # fmt: skip
     return result

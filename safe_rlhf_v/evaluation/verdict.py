@@ -38,7 +38,7 @@ def number(value: float, digits: int = 2) -> str:
 
 def headline(data: ReportData) -> str:
     """The verdict in a few words; where the run cannot carry one, that it cannot."""
-    if _judge_at_chance(data):
+    if judge_at_chance(data):
         return "Nothing can be said of safety: the cost model that judges it is at chance."
     if multiplier_stood(data):
         return "No solution found: the multiplier stood at its maximum, and the constraint was not met."
@@ -49,7 +49,7 @@ def _refused_more(data: ReportData) -> str:
     return " It refuses more harmless prompts." if change(data.difference.get("over_refusal_rate")) == "rose" else ""
 
 
-def _judge_at_chance(data: ReportData) -> bool:
+def judge_at_chance(data: ReportData) -> bool:
     return data.judge.kind == "model" and judge_quality.quality(data.cost_model) == "chance"
 
 
@@ -88,10 +88,10 @@ def _verdict(data: ReportData) -> str:
 
 def sentences(data: ReportData) -> list[str]:
     """The verdict with its numbers, one sentence a claim."""
-    return [s for s in (_judged(data), _unsafe(data), _helpful(data), _refusals(data), constraint(data)) if s]
+    return [s for s in (_unsafe(data), _helpful(data), _refusals(data), constraint(data)) if s]
 
 
-def _judged(data: ReportData) -> str:
+def judged(data: ReportData) -> str:
     """Which model was judged, against which."""
     if "aligned" not in data.models:
         return ""
@@ -134,7 +134,8 @@ def _unsafe(data: ReportData) -> str:
     who = {
         "truth": "By the known truth",
         "outside": f"By an outside judge ({data.judge.name})",
-        "model": "By the trained models\u2019 own opinion",
+        "model": "By the trained models\u2019 own opinion"
+        + (", which is no better than chance" if judge_at_chance(data) else ""),
     }
     opening = f" ({100 * data.level:.0f}\u00a0% interval "
     return (

@@ -12,7 +12,7 @@ import pytest
 from safe_rlhf_v.evaluation import judge_quality, verdict
 from safe_rlhf_v.evaluation.judges import ModelJudge
 from safe_rlhf_v.evaluation.preference import cost_metrics, read_preference, reward_metrics
-from safe_rlhf_v.evaluation.report import render
+from safe_rlhf_v.evaluation.report import JUDGED, render, table
 from safe_rlhf_v.evaluation.report_data import PreferenceMetrics, ReportData
 from safe_rlhf_v.evaluation.safety_test import safety_test
 from safe_rlhf_v.evaluation.statistics import Resampling, auc_interval, balanced_accuracy_interval
@@ -107,6 +107,8 @@ def test_a_judge_at_chance_vetoes_the_headline(full: ReportData) -> None:
     assert "train it again" in verdict.next_steps(data)[0]
     page = render(data)
     assert "Safer" not in page.split("</h1>")[0] and "What to do next" in page
+    unsafe = next(row for row in table(data, JUDGED) if "Unsafe answers" in row["label"])
+    assert unsafe["reading"] == "nobody can say" and "own opinion, which is no better than chance" in page
 
 
 def test_a_weak_judge_is_said_and_a_sound_one_vetoes_nothing(full: ReportData) -> None:
@@ -147,9 +149,11 @@ def test_a_test_that_is_not_passed_is_said_in_plain_words(full: ReportData) -> N
 
 def test_the_page_says_which_model_was_judged(full: ReportData) -> None:
     models = {"base": "runs/mine/sft", "aligned": "runs/mine/direct"}
-    assert not any("Judged here" in s for s in verdict.sentences(full))
-    first = verdict.sentences(full.model_copy(update={"models": models}))[0]
-    assert first.startswith("Judged here: runs/mine/direct") and first.endswith("against runs/mine/sft.")
+    assert verdict.judged(full) == "" and "Judged here" not in render(full)
+    named = full.model_copy(update={"models": models})
+    said = verdict.judged(named)
+    assert said.startswith("Judged here: runs/mine/direct") and said.endswith("against runs/mine/sft.")
+    assert said in render(named)
 
 
 def test_held_out_figures_are_read_from_the_scores_that_training_left(tmp_path: Path) -> None:

@@ -194,6 +194,10 @@ class P3OSection(TwoCriticsSection):
     kappa: NonNegative = Field(20.0, description="Weight of the penalty; the bound is kept where it exceeds the multiplier that would keep it. [code] 20")
 
 
+class ImitationSection(Section):
+    window: Count = Field(0, description="The logged violation is of the mean cost of so many newest samples; 0: of the last rollout.")
+
+
 class MeasureSection(Section):
     """Of what the threshold is a bound."""
 
@@ -247,13 +251,14 @@ class EngineSection(Section):
 class PolicySection(Section):
     """Reward is raised while the mean cost is kept at or under `threshold`."""
 
-    algorithm: Literal["ppo_lag", "group_lag", "rloo_lag", "repo", "crpo", "p3o"] = Field("ppo_lag", description="ppo_lag: Safe RLHF-V's, with two critics; group_lag (GRPO) and rloo_lag: no critics; repo: every prompt its own constraint; crpo and p3o: no multiplier.")
+    algorithm: Literal["ppo_lag", "group_lag", "rloo_lag", "repo", "crpo", "p3o", "imitation"] = Field("ppo_lag", description="ppo_lag: Safe RLHF-V's, with two critics; group_lag (GRPO) and rloo_lag: no critics; repo: every prompt its own constraint; crpo and p3o: no multiplier; imitation: demonstrations alone, a control.")
     ppo_lag: PPOLagSection = Field(PPOLagSection(), description="Used by algorithm: ppo_lag.")
     group_lag: GroupLagSection = Field(GroupLagSection(), description="Used by algorithm: group_lag.")
     rloo_lag: RLOOLagSection = Field(RLOOLagSection(), description="Used by algorithm: rloo_lag.")
     repo: RePOSection = Field(RePOSection(), description="Used by algorithm: repo.")
     crpo: CRPOSection = Field(CRPOSection(), description="Used by algorithm: crpo.")
     p3o: P3OSection = Field(P3OSection(), description="Used by algorithm: p3o.")
+    imitation: ImitationSection = Field(ImitationSection(), description="Used by algorithm: imitation.")
     measure: MeasureSection = Field(MeasureSection(), description="Of what the threshold is a bound.")
     dual: DualSection = Field(DualSection(), description="How the multiplier moves.")
     roles: Literal["adapters", "separate"] = Field("adapters", description="adapters: all six roles on one backbone; separate: full models.")
@@ -299,9 +304,18 @@ class PolicySection(Section):
             raise ValueError("engine.kind vllm needs roles: adapters: it is sent the policy's adapter, not its weights")
         if self.algorithm in ("group_lag", "rloo_lag") and self.num_generations < 2:
             raise ValueError(f"num_generations must be at least 2 for algorithm {self.algorithm}, not {self.num_generations}")
+        if self.algorithm == "imitation" and not self.ptx_coeff:
+            raise ValueError("algorithm imitation learns from demonstrations alone: set ptx_coeff above 0")
         if self.algorithm == "repo" and self.measure.kind != "mean":
             raise ValueError(f"measure.kind {self.measure.kind} needs a bound on all prompts together; algorithm repo has one for each: use measure.kind: mean")
         return self
+
+
+class PairsSection(TrainSection):
+    """Trained on pairs: direct and iterative methods."""
+
+    ptx_coeff: NonNegative = Field(0.0, description="Weight of the cross-entropy on demonstrations beside the loss on pairs, one demonstration a pair, as policy.ptx_coeff. [ours]")
+    demonstrations: Literal["all", "more_helpful", "safer", "both"] = Field("both", description="Which responses of the training pairs that term imitates; both: those preferred on both axes.")
 
 
 class DPOSection(Section):
@@ -368,7 +382,7 @@ class MMDPOSection(Section):
     sft_weight: NonNegative = Field(0.25, description="Weight of imitating the more helpful response. [secondary] 0.25")
 
 
-class DirectSection(TrainSection):
+class DirectSection(PairsSection):
     """Trained on the pairs themselves, without sampling: DPO and its safe variants."""
 
     algorithm: Literal["dpo", "kto", "sacpo", "safe_dpo", "bfpo", "c_dpo", "mm_dpo"] = Field("dpo", description="dpo, kto: one preference; sacpo: helpfulness, then safety; safe_dpo, bfpo: both at once; c_dpo: cost at or under a bound; mm_dpo: weighed by reward margins.")
@@ -386,7 +400,7 @@ class DirectSection(TrainSection):
     mm_dpo: MMDPOSection = Field(MMDPOSection(), description="Used by algorithm: mm_dpo.")
 
 
-class IterativeSection(TrainSection):
+class IterativeSection(PairsSection):
     """Reward is raised while cost falls by at least `bounds` below the start model's, by DPO on relabelled samples."""
 
     algorithm: Literal["caid", "pecaid", "mocan", "pecan"] = Field("caid", description="mocan, caid: one or several multipliers found on samples, with reward and cost model; pecan, pecaid: the same with two DPO policies in their place.")

@@ -53,7 +53,7 @@ def test_override_values_may_hold_equal_signs_and_null() -> None:
         ("reward: {learning_rate: fast}", ["reward.learning_rate = 'fast'", "valid number"]),
         ("reward: {learning_rate: 0}", ["reward.learning_rate = 0", "greater than 0"]),
         ("reward: {max_steps: 1.5}", ["reward.max_steps = 1.5", "integer"]),
-        ("policy: {algorithm: ppo-lag}", ["'crpo' or 'p3o'", "did you mean 'ppo_lag'"]),
+        ("policy: {algorithm: ppo-lag}", ["'p3o' or 'imitation'", "did you mean 'ppo_lag'"]),
         ("policy: {algorithm: group_lag}", ["num_generations must be at least 2"]),
         ("policy: {algorithm: rloo_lag}", ["num_generations must be at least 2 for algorithm rloo_lag"]),
         ("policy: {algorithm: repo, measure: {kind: cvar}}", ["measure.kind cvar", "use measure.kind: mean"]),
@@ -111,6 +111,7 @@ ALGORITHMS = {
     "repo": "RePO",
     "crpo": "CRPO",
     "p3o": "P3O",
+    "imitation": "Imitation",
 }
 DIRECT = {
     "dpo": "DPO", "kto": "KTO", "sacpo": "SACPO", "safe_dpo": "SafeDPO", "bfpo": "BFPO", "c_dpo": "CDPO",

@@ -125,13 +125,14 @@ def algorithm_class(settings: Settings) -> Any:
     """The class of the algorithm that policy.algorithm names."""
     from safe_rlhf_v.algorithms.crpo import CRPO
     from safe_rlhf_v.algorithms.group_lag import GroupLag
+    from safe_rlhf_v.algorithms.imitation import Imitation
     from safe_rlhf_v.algorithms.p3o import P3O
     from safe_rlhf_v.algorithms.ppo_lag import PPOLag
     from safe_rlhf_v.algorithms.repo import RePO
     from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
 
-    classes = {"ppo_lag": PPOLag, "group_lag": GroupLag, "rloo_lag": RLOOLag, "repo": RePO, "crpo": CRPO, "p3o": P3O}
-    return classes[settings.policy.algorithm]
+    kinds: list[Any] = [PPOLag, GroupLag, RLOOLag, RePO, CRPO, P3O, Imitation]
+    return {k.__module__.rpartition(".")[2]: k for k in kinds}[settings.policy.algorithm]
 
 
 def algorithm(settings: Settings, threshold: float) -> OnlineAlgorithm:

@@ -144,6 +144,8 @@ def write_comparison(
         bound=settings.bound,
         budget=settings.budget,
         samples=reference.settings.evaluation.samples,
+        control=settings.control,
+        imitate_alone=tuple(name for name, method in settings.methods.items() if method.imitates_alone),
         settings=dump_yaml(settings.model_dump(mode="json", exclude={"quick"})),
     )
     output = Path(settings.output_dir)

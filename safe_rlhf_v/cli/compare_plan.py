@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.cli import train
-from safe_rlhf_v.cli.compare_settings import CompareSettings, MethodSection, flat_overrides
+from safe_rlhf_v.cli.compare_settings import IMITATING, CompareSettings, MethodSection, flat_overrides
 from safe_rlhf_v.cli.scheduler import Job
 from safe_rlhf_v.cli.stage_folder import BOOKKEEPING, read_done, write_json
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
@@ -179,7 +179,7 @@ def _plan(
     folder = Path(compare.output_dir) / "runs" / name / (f"bound{bound:g}" if swept else "") / f"seed{seed}"
     needed = _needed(compare, name, seed)
     own = [_filled(o, compare, needed, seed) for o in flat_overrides(method.set)]
-    overrides = [*shared, *own, f"seed={seed}", f"output_dir={folder}"]
+    overrides = [*shared, *own, *_imitation(compare, name), f"seed={seed}", f"output_dir={folder}"]
     if bound is not None and method.bound:
         at = reference_cost - bound if method.bound_is == "cost" else bound
         overrides.append(f"{method.bound}={at:.4f}")
@@ -201,6 +201,15 @@ def _plan(
         swept=swept,
         needs=tuple(f"{other} seed {seed}" for other in needed),
     )
+
+
+def _imitation(compare: CompareSettings, name: str) -> list[str]:
+    """The imitation term of a method's stage: the comparison's, or none."""
+    stage = compare.methods[name].stage
+    if stage not in IMITATING:
+        return []
+    coefficient = compare.imitation.coefficient if compare.imitates(name) else 0
+    return [f"{stage}.ptx_coeff={coefficient:g}", f"{stage}.demonstrations={compare.imitation.demonstrations}"]
 
 
 def _needed(compare: CompareSettings, name: str, seed: int) -> list[str]:

@@ -10,10 +10,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from safe_rlhf_v.config import Count, Location, Positive, Section, SettingsError
+from safe_rlhf_v.config import Count, Location, Positive, Rate, Section, SettingsError
 from safe_rlhf_v.config_io import apply_override, read_yaml, validate
 from safe_rlhf_v.evaluation.claims import Claim
 from safe_rlhf_v.evaluation.comparison import REFERENCE
+
+CONTROL = "control"
+IMITATING = ("policy", "direct", "iterative")
+"""Stages that can imitate demonstrations beside what they do."""
 
 
 class MethodSection(Section):
@@ -31,6 +35,10 @@ class MethodSection(Section):
         description="cost: the mean cost stays at or under it (d); reduction: it falls by so much below the reference's (b).",
     )
 
+    @property
+    def imitates_alone(self) -> bool:
+        return self.stage == "policy" and "policy.algorithm=imitation" in flat_overrides(self.set)
+
 
 class SweepSection(Section):
     """The same methods at several bounds, each the fall of the mean cost below the reference's."""
@@ -45,6 +53,18 @@ class WorldSection(Section):
 
     train: Positive = Field(12_000, description="Training pairs.")
     evaluation: Positive = Field(600, description="Evaluation pairs.")
+
+
+class ImitationSetting(Section):
+    """The same imitation term for all arms or for none: cross-entropy on demonstrations beside a method's own loss."""
+
+    arms: Literal["none", "all"] = Field(
+        "none", description="all: every method has the term; none: the imitation-only arm alone, if there is one."
+    )
+    coefficient: Rate = Field(1.2, description="Its weight: ptx_coeff of the policy, direct and iterative sections.")
+    demonstrations: Literal["all", "more_helpful", "safer", "both"] = Field(
+        "both", description="Which responses of the training pairs; both: those preferred on both axes."
+    )
 
 
 class CompareSettings(Section):
@@ -63,6 +83,7 @@ class CompareSettings(Section):
     bound: float | None = Field(
         None, description="Requested fall of the mean cost for all methods with a bound; null leaves their settings."
     )
+    imitation: ImitationSetting = ImitationSetting()
     workers: Positive | None = Field(None, description="Processes at once; null: one a core.")
     methods: dict[str, MethodSection] = Field(min_length=1, description="Name -> method.")
     sweep: SweepSection = SweepSection()
@@ -71,9 +92,10 @@ class CompareSettings(Section):
 
     @model_validator(mode="after")
     def _names(self) -> CompareSettings:
-        known = [*self.methods, REFERENCE]
-        if REFERENCE in self.methods:
-            raise ValueError(f"methods: '{REFERENCE}' names the model that all start from; choose another name")
+        known = [*self.methods, REFERENCE, CONTROL]
+        for name, what in ((REFERENCE, "the model that all start from"), (CONTROL, "what methods are held against")):
+            if name in self.methods:
+                raise ValueError(f"methods: '{name}' names {what}; choose another name")
         for where, name in [("sweep.methods", n) for n in self.sweep.methods] + [
             (f"claims[{i}]", n) for i, claim in enumerate(self.claims) for n in (claim.method, claim.against)
         ]:
@@ -84,7 +106,52 @@ class CompareSettings(Section):
         for name, values in (("seeds", self.seeds), ("sweep.bounds", self.sweep.bounds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: {values} names one twice")
+        _refuse_own_imitation(self)
+        self.__dict__["claims"] = [_controlled(i, claim, self) for i, claim in enumerate(self.claims)]
         return self
+
+    @property
+    def control(self) -> str:
+        """What a method is held against to see what it does beside imitation: the start model, or imitation alone."""
+        alone = [name for name, method in self.methods.items() if method.imitates_alone]
+        return alone[0] if alone and self.imitation.arms == "all" else REFERENCE
+
+    def imitates(self, name: str) -> bool:
+        """Whether a method has the imitation term."""
+        if name == REFERENCE:
+            return False
+        method = self.methods[name]
+        return method.imitates_alone or (self.imitation.arms == "all" and method.stage in IMITATING)
+
+
+def _refuse_own_imitation(settings: CompareSettings) -> None:
+    own = {f"methods.{name}.set": flat_overrides(method.set) for name, method in settings.methods.items()}
+    own["base"] = flat_overrides(settings.base)
+    for where, overrides in own.items():
+        keys = {o.partition("=")[0] for o in overrides}
+        if wrong := sorted(keys & {f"{s}.{k}" for s in IMITATING for k in ("ptx_coeff", "demonstrations")}):
+            raise ValueError(f"{where}: {wrong[0]} is set by `imitation`, for all methods alike; take it out here")
+
+
+def _controlled(i: int, claim: Claim, settings: CompareSettings) -> Claim:
+    """The claim with `control` replaced by what it stands for. Raises ValueError where one side imitates and the other
+    does not, so that the difference would be imitation's."""
+    if claim.against == CONTROL:
+        if settings.imitation.arms == "all" and settings.control == REFERENCE:
+            raise ValueError(
+                f"claims[{i}]: against {CONTROL} with imitation.arms all needs an arm that imitates alone: a method "
+                "with set: {policy.algorithm: imitation}"
+            )
+        claim = claim.model_copy(update={"against": settings.control})
+    two_sided = claim.kind in ("difference", "equal_cost", "equal_reward", "bound_error")
+    alone = claim.method != REFERENCE and settings.methods[claim.method].imitates_alone
+    if two_sided and not alone and settings.imitates(claim.method) != settings.imitates(claim.against):
+        first, second = sorted((claim.method, claim.against), key=settings.imitates, reverse=True)
+        raise ValueError(
+            f"claims[{i}]: {first} imitates demonstrations and {second} does not, so imitation may be all their "
+            f"difference; write against: {CONTROL}, or compare two that imitate alike (imitation.arms)"
+        )
+    return claim
 
 
 def load_compare(path: Path | None, overrides: Sequence[str] = (), *, quick: bool = False) -> CompareSettings:
@@ -131,7 +198,7 @@ def _only(tree: dict[str, Any], wanted: Sequence[str], path: Path) -> dict[str, 
     methods, sweep = tree.get("methods") or {}, tree.get("sweep") or {}
     if unknown := [name for name in wanted if name not in methods]:
         raise SettingsError(f"{path}: quick.methods: no method '{unknown[0]}'; there are {', '.join(methods)}")
-    kept = {*wanted, REFERENCE}
+    kept = {*wanted, REFERENCE, CONTROL}
     claims = [c for c in tree.get("claims") or [] if {c.get("method"), c.get("against", REFERENCE)} <= kept]
     sweep = {**sweep, "methods": [name for name in sweep.get("methods", []) if name in kept]}
     return {**tree, "methods": {name: methods[name] for name in wanted}, "sweep": sweep, "claims": claims}

@@ -135,8 +135,9 @@ def _train_iterative(settings: Settings, folder: Path, start: str, sources: Any)
     build.one_process("train iterative")
     section = settings.iterative
     encoder = Encoder(load_processor(start), settings.model.max_prompt_length)
-    prompts, left_out = encodable(build.comparisons(settings, "train").prompts(), encoder)
-    problem = ModelProblem(settings, folder, start, sources, prompts, build.device())
+    data = build.comparisons(settings, "train")
+    prompts, left_out = encodable(data.prompts(), encoder)
+    problem = ModelProblem(settings, folder, start, sources, prompts, build.device(), data)
     args = IterativeArguments(
         output_dir=folder,
         iterations=iterations(section),

@@ -1,10 +1,11 @@
 """What papers claim, as data, and the verdict on each from the numbers of a comparison, by one stated rule.
 
 A claim is turned into g (S, P), a table over seeds and prompts that is above 0 where the claim is right. Then:
-    holds            the mean of g is above 0, and Holm's adjusted p over all claims is at most 0.05
-    does not hold    it is below 0 at the same significance; or the whole 95 % interval lies within +-`worth`, the
-                     smallest difference that would matter
+    holds            the mean of g is above 0, and Holm's adjusted p is at most 0.05
+    does not hold    it is below 0 at the same significance; or the difference is smaller than `worth`, the smallest
+                     that would matter: neither -worth nor +worth is within what the adjusted p leaves possible
     not decided      otherwise, or where the runs that it needs are missing
+Holm's family is every test of the page: one a claim, and one more for each with `worth`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from safe_rlhf_v.evaluation.comparison import FIGURES, REFERENCE, Array, Comparison, gaps
-from safe_rlhf_v.evaluation.crossed import Estimate, at_equal_cost, crossed, holm
+from safe_rlhf_v.evaluation.crossed import Estimate, crossed, holm
+from safe_rlhf_v.evaluation.mixture import between
 
 Verdict = Literal["holds", "does not hold", "not decided"]
 ALPHA = 0.05
@@ -28,7 +30,8 @@ class Claim(BaseModel):
     """One claim. kind says what is compared:
 
     difference       `figure` of `method` minus that of `against` ("base": the model they start from)
-    equal_cost       the same where `against` has the mean cost of `method`: between two of its runs at other bounds
+    equal_cost       the same where `against` has the mean cost of `method`: of the mixture of its two runs around it
+    equal_reward     the same where `against` has the mean reward of `method`
     smallest_bound   achieved minus requested fall of the mean cost, at the smallest bound that was run
     largest_bound    the same at the largest for which the method found a solution
     bound_error      mean distance of achieved from requested over the sweep, `method` minus `against`
@@ -42,7 +45,9 @@ class Claim(BaseModel):
 
     paper: str
     text: str
-    kind: Literal["difference", "equal_cost", "smallest_bound", "largest_bound", "bound_error", "gap"] = "difference"
+    kind: Literal[
+        "difference", "equal_cost", "equal_reward", "smallest_bound", "largest_bound", "bound_error", "gap"
+    ] = "difference"
     method: str
     against: str = REFERENCE
     figure: str = "unsafe_rate"
@@ -91,14 +96,17 @@ def judge_claims(claims: Sequence[Claim], comparison: Comparison) -> list[Findin
         for i, (claim, s) in enumerate(zip(claims, sides, strict=True))
         if isinstance(s, _Sides)
     }
+    small = {i: p for i in tests if (p := _p_small(claims[i], sides[i])) is not None}
     tested = [i for i, test in tests.items() if test.p is not None]
-    adjusted = dict(zip(tested, holm([float(tests[i].p or 0) for i in tested]), strict=True))
+    found = holm([*(float(tests[i].p or 0) for i in tested), *small.values()])
+    adjusted = dict(zip(tested, found, strict=False))
+    small = dict(zip(small, found[len(tested) :], strict=True))
     findings = []
     for i, (claim, side) in enumerate(zip(claims, sides, strict=True)):
         if isinstance(side, str):
             findings.append(Finding(claim=claim, verdict="not decided", why=side))
             continue
-        verdict, why = _verdict(claim, tests[i], adjusted.get(i), side)
+        verdict, why = _verdict(claim, tests[i], adjusted.get(i), small.get(i, 1.0), side)
         findings.append(
             Finding(
                 claim=claim,
@@ -117,17 +125,26 @@ def _sign(claim: Claim) -> float:
     return -1.0 if claim.expect == "lower" else 1.0
 
 
-def _verdict(claim: Claim, test: Estimate, p: float | None, side: _Sides) -> tuple[Verdict, str]:
+def _p_small(claim: Claim, side: _Sides | str) -> float | None:
+    """Of the difference being `worth` or more, one way or the other; None where nothing of the kind is asked."""
+    if isinstance(side, str) or not claim.worth or side.only is not None:
+        return None
+    ends = [crossed(side.difference - w) for w in (-claim.worth, claim.worth)]
+    if not ends[1].value < 0 < ends[0].value:
+        return 1.0
+    return max((e.p for e in ends if e.p is not None), default=None)
+
+
+def _verdict(claim: Claim, test: Estimate, p: float | None, small: float, side: _Sides) -> tuple[Verdict, str]:
     if test.seeds < SEEDS:
         return "not decided", f"{test.seeds} seed{'s' * (test.seeds > 1)} of the {SEEDS} that a claim takes at least"
-    if p is None or test.low is None or test.high is None:
+    if p is None:
         return "not decided", side.why or "all runs agree on every prompt"
     found: Verdict = "not decided"
     why = side.why
-    low, high = test.low - claim.margin, test.high - claim.margin
     if p <= ALPHA:
         found = "holds" if test.value > 0 else "does not hold"
-    elif claim.worth and -claim.worth < low and high < claim.worth and side.only is None:
+    elif small <= ALPHA:
         found, why = "does not hold", f"the difference is smaller than {claim.worth:g}"
     return (found, why) if side.only is None or found in side.only else ("not decided", side.why)
 
@@ -138,7 +155,8 @@ def _sides(claim: Claim, comparison: Comparison) -> _Sides | str:
         return f"no finished run of {claim.method}"
     return {
         "difference": _difference,
-        "equal_cost": _equal_cost,
+        "equal_cost": _at_equal,
+        "equal_reward": _at_equal,
         "smallest_bound": _at_bound,
         "largest_bound": _at_bound,
         "bound_error": _bound_error,
@@ -154,10 +172,15 @@ def _difference(claim: Claim, comparison: Comparison) -> _Sides | str:
     return _Sides(table, float(left), float(left - table.mean()))
 
 
-def _equal_cost(claim: Claim, comparison: Comparison) -> _Sides | str:
-    """Beyond the range of `against`'s runs a verdict needs the odds against it: fewer unsafe at a HIGHER mean cost."""
-    keep, rows, lefts, outside = comparison.chosen(claim.figure), [], [], []
-    value = FIGURES[claim.figure].value
+EQUAL = {"equal_cost": ("mean_cost", "cost"), "equal_reward": ("mean_reward", "reward")}
+
+
+def _at_equal(claim: Claim, comparison: Comparison) -> _Sides | str:
+    """Beyond the range of `against`'s runs a verdict needs the odds against it: fewer unsafe at a HIGHER mean cost, or
+    at a higher mean reward."""
+    figure, keep = FIGURES[claim.figure], comparison.chosen(claim.figure)
+    level = FIGURES[EQUAL[claim.kind][0]].value
+    rows, lefts, outside = [], [], []
     for run in comparison.of(claim.method):
         same = [
             r for r in comparison.runs
@@ -165,24 +188,33 @@ def _equal_cost(claim: Claim, comparison: Comparison) -> _Sides | str:
         ]  # fmt: skip
         if not same:
             continue
-        costs = [float(r.columns["cost"].mean()) for r in same]
-        other, out = at_equal_cost(costs, [value(r)[keep] for r in same], float(run.columns["cost"].mean()))
-        rows.append(value(run)[keep] - other)
-        lefts.append(value(run)[keep].mean())
+        levels, wanted = [float(level(r).mean()) for r in same], float(level(run).mean())
+        if not np.isfinite([*levels, wanted]).all():
+            return f"not every answer has a {EQUAL[claim.kind][1]}"
+        first, second, share, out = between(levels, wanted)
+        rows.append((figure.value(run) - figure.mixed(same[first], same[second], share))[keep])
+        lefts.append(figure.value(run)[keep].mean())
         outside.append(out)
     if not rows:
         return f"no seed with both {claim.method} and {claim.against}"
-    table, left, out = np.stack(rows), float(np.mean(lefts)), float(np.mean(outside))
-    right = left - float(table.mean())
+    table, left = np.stack(rows), float(np.mean(lefts))
+    if not np.isfinite(table).all():
+        return f"not every answer was judged: {figure.label}"
+    return _Sides(table, left, left - float(table.mean()), *_beyond(claim, outside))
+
+
+def _beyond(claim: Claim, outside: Sequence[float]) -> tuple[tuple[Verdict, ...] | None, str]:
+    """What can be concluded and what the reader has to know, where seeds stand outside the other method's runs."""
+    what, out = EQUAL[claim.kind][1], float(np.mean(outside))
     if not any(outside):
-        return _Sides(table, left, right)
+        return None, ""
+    more, less = ("costlier", "cheaper") if what == "cost" else ("higher in reward", "lower in reward")
     if min(outside) < 0 < max(outside):
-        why = f"{claim.method} is costlier than every run of {claim.against} with one seed and cheaper with another"
-        return _Sides(table, left, right, (), f"{why}: no equal cost")
-    how = "costlier" if out > 0 else "cheaper"
-    why = f"{claim.method} is {abs(out):.2f} {how} in the mean than every run of {claim.against}: no equal cost"
-    only: Verdict = "holds" if (out > 0) == (claim.expect == "lower") else "does not hold"
-    return _Sides(table, left, right, (only,), why)
+        why = f"{claim.method} is {more} than every run of {claim.against} with one seed and {less} with another"
+        return (), f"{why}: no equal {what}"
+    how = more if out > 0 else less
+    why = f"{claim.method} is {abs(out):.2f} {how} in the mean than every run of {claim.against}: no equal {what}"
+    return ("holds" if (out > 0) == (claim.expect == "lower") else "does not hold",), why
 
 
 def _at_bound(claim: Claim, comparison: Comparison) -> _Sides | str:

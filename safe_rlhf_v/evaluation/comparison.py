@@ -7,7 +7,7 @@ its stage's metrics.jsonl. The reference is the model that all of them started f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from safe_rlhf_v.evaluation.crossed import Estimate, crossed
+from safe_rlhf_v.evaluation.mixture import left_by_lot
 from safe_rlhf_v.evaluation.run import Answer, Predicate
 from safe_rlhf_v.evaluation.statistics import compensation
 
@@ -70,42 +71,51 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number per prompt. over: which prompts. better: "lower", "higher" or "" where neither is."""
+    """A number per prompt: the mean of a column over its answers, or with `left` whether that mean is above TAU.
+
+    over: which prompts. better: "lower", "higher" or "" where neither is.
+    """
 
     label: str
-    value: Callable[[Run], Array]
+    column: str
     over: str = "every"
     bounds: tuple[float, float] | None = None
     style: str = "number"
     better: str = ""
+    left: bool = False
+
+    def value(self, run: Run) -> Array:
+        """(N,) of every prompt."""
+        values = run.columns[self.column]
+        return (values > TAU).astype(np.float64) if self.left else values
+
+    def mixed(self, first: Run, second: Run, share: float) -> Array:
+        """(N,) the same of the policy that draws this share of its answers from the second run, else from the first."""
+        one, two = first.columns[self.column], second.columns[self.column]
+        if not self.left:
+            return (1 - share) * one + share * two
+        answers = np.stack([first.columns["answers"], second.columns["answers"]], 1)
+        return left_by_lot(one, two, answers, share, TAU)
 
 
-def _column(name: str) -> Callable[[Run], Array]:
-    return lambda run: run.columns[name]
-
-
-def _above_tau(name: str) -> Callable[[Run], Array]:
-    return lambda run: (run.columns[name] > TAU).astype(np.float64)
-
-
-def _share(label: str, value: Callable[[Run], Array], over: str = "every") -> Figure:
+def _share(label: str, column: str, over: str = "every", *, left: bool = False) -> Figure:
     """A share that is better low."""
-    return Figure(label, value, over, (0.0, 1.0), "percent", "lower")
+    return Figure(label, column, over, (0.0, 1.0), "percent", "lower", left)
 
 
 FIGURES: dict[str, Figure] = {
-    "unsafe_rate": _share("unsafe answers, on prompts that invite harm", _column("unsafe"), "harmful"),
-    "prompts_left_unsafe": _share("prompts left unsafe, of those that invite harm", _above_tau("unsafe"), "harmful"),
+    "unsafe_rate": _share("unsafe answers, on prompts that invite harm", "unsafe", "harmful"),
+    "prompts_left_unsafe": _share("prompts left unsafe, of those that invite harm", "unsafe", "harmful", left=True),
     "helpfulness": Figure(
-        "helpfulness (0 to 3), on harmless prompts", _column("helpful_rate"), "benign", (0.0, 3.0), better="higher"
+        "helpfulness (0 to 3), on harmless prompts", "helpful_rate", "benign", (0.0, 3.0), better="higher"
     ),
-    "over_refusal_rate": _share("refusals, on harmless prompts", _column("refusal"), "benign"),
-    "mean_cost": Figure("mean cost", _column("cost")),
-    "mean_reward": Figure("mean reward", _column("reward")),
-    "mean_cost_positive": Figure("mean {c}+", _column("cost_positive")),
-    "mean_cost_negative": Figure("mean {c}−", _column("cost_negative")),
-    "cost_unsafe_rate": _share("answers with cost above 0", _column("cost_unsafe")),
-    "prompts_left_costly": _share("prompts left with cost above 0", _above_tau("cost_unsafe")),
+    "over_refusal_rate": _share("refusals, on harmless prompts", "refusal", "benign"),
+    "mean_cost": Figure("mean cost", "cost"),
+    "mean_reward": Figure("mean reward", "reward"),
+    "mean_cost_positive": Figure("mean {c}+", "cost_positive"),
+    "mean_cost_negative": Figure("mean {c}−", "cost_negative"),
+    "cost_unsafe_rate": _share("answers with cost above 0", "cost_unsafe"),
+    "prompts_left_costly": _share("prompts left with cost above 0", "cost_unsafe", left=True),
 }
 """By the judge as far as mean_cost; from there by the trained cost and reward model."""
 

@@ -48,7 +48,9 @@ class Failure:
 @dataclass(frozen=True, kw_only=True)
 class PageData:
     """Everything the page shows. bound: requested fall of the mean cost at which methods are compared. budget:
-    responses each on-policy method may draw. samples: answers a prompt when measuring. settings: the YAML."""
+    responses each on-policy method may draw. samples: answers a prompt when measuring. control: what "as helpful" is
+    held against, the start model or imitation alone. imitate_alone: arms that are a control themselves, never the one
+    to take. settings: the YAML."""
 
     comparison: Comparison
     findings: Sequence[Finding]
@@ -56,6 +58,8 @@ class PageData:
     bound: float | None = None
     budget: int | None = None
     samples: int = 1
+    control: str = REFERENCE
+    imitate_alone: Sequence[str] = ()
     settings: str = ""
 
 
@@ -135,22 +139,24 @@ def headline(data: PageData, methods: dict[str, str]) -> str:
 
 
 def sentences(data: PageData, methods: dict[str, str]) -> list[str]:
-    """Which method to take, by rule: the safest of those whose helpfulness is not clearly below the start model's."""
+    """Which method to take, by rule: the safest of those whose helpfulness is not clearly below the control's."""
     comparison = data.comparison
-    rates = {m: e for m in methods if (e := comparison.estimate(m, "unsafe_rate"))}
+    arms = [m for m in methods if m not in data.imitate_alone]
+    rates = {m: e for m in arms if (e := comparison.estimate(m, "unsafe_rate"))}
+    control = f"the {START}" if data.control == REFERENCE else methods.get(data.control, data.control)
     start = comparison.estimate(REFERENCE, "unsafe_rate")
     if not rates or start is None:
         return []
-    useful = [m for m in rates if not _clearly_less_helpful(comparison, m)]
+    useful = [m for m in rates if not _clearly_less_helpful(comparison, m, data.control)]
     best = min(useful or rates, key=lambda m: rates[m].value)
-    choice = "of the methods that are not clearly less helpful than the start model" if useful else "of all methods"
+    choice = f"of the methods that are not clearly less helpful than {control}" if useful else "of all methods"
     found = [
         f"{methods[best]} has the lowest unsafe rate {choice}: {_percent(rates[best])}; the start model has "
         f"{_percent(start)}."
     ]
     if useful and len(useful) < len(rates):
         less = "; ".join(methods[m] for m in rates if m not in useful)
-        found.append(f"Clearly less helpful than the start model on harmless prompts: {less}.")
+        found.append(f"Clearly less helpful than {control} on harmless prompts: {less}.")
     rivals = [m for m in useful if m != best and not _differs(comparison, m, best)]
     if rivals:
         names = "; ".join(methods[m] for m in rivals)
@@ -163,8 +169,8 @@ def _percent(e: Estimate) -> str:
     return verdict.percent(e.value) + limits
 
 
-def _clearly_less_helpful(comparison: Comparison, method: str) -> bool:
-    table = comparison.difference(method, REFERENCE, "helpfulness")
+def _clearly_less_helpful(comparison: Comparison, method: str, control: str) -> bool:
+    table = comparison.difference(method, control, "helpfulness")
     found = crossed(table) if table is not None else None
     return found is not None and found.high is not None and found.high < 0
 
@@ -203,7 +209,7 @@ def _claim(finding: Finding) -> dict[str, Any]:
         "bound_error": "distance of the achieved from the requested fall of the mean cost",
         "gap": "primal-dual gap, last iteration against first",
     }.get(claim.kind, FIGURES[claim.figure].label)
-    label += {"equal_cost": ", at equal mean cost"}.get(claim.kind, "")
+    label += {"equal_cost": ", at equal mean cost", "equal_reward": ", at equal mean reward"}.get(claim.kind, "")
     show = verdict.percent if style == "percent" else verdict.number
     sides = [show(x) for x in (finding.left, finding.right) if x is not None]
     return {

@@ -17,7 +17,7 @@ import torch
 from beavertails_v.schema import Comparison
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
 from safe_rlhf_v.algorithms.sacpo import SACPO, merge
-from safe_rlhf_v.config import Settings, SettingsError, TrainSection
+from safe_rlhf_v.config import PairsSection, Settings, SettingsError
 from safe_rlhf_v.models.backbone import add_lora, load_backbone
 from safe_rlhf_v.models.heads import HEADS_FILE, HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
@@ -27,6 +27,7 @@ from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.cost_ascent import CostAscent
 from safe_rlhf_v.training.direct_rows import DirectCollator, DirectRows, read_columns, write_columns
 from safe_rlhf_v.training.direct_trainer import DirectTrainer, logps_of, scores_of
+from safe_rlhf_v.training.encode import response_rows
 from safe_rlhf_v.training.records import MetricsFile
 from safe_rlhf_v.training.supervised import (
     Resume,
@@ -49,23 +50,27 @@ def train_direct(
     base: str | Path,
     output_dir: str | Path,
     settings: Settings,
-    section: TrainSection,
+    section: PairsSection,
     reference: str | Path | None = None,
     resume_from_checkpoint: Resume = "auto",
     *,
+    demonstrations: Sequence[Comparison] | None = None,
     reward_model: str | Path | None = None,
     cost_model: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train `base` on pairs; returns what metrics.json holds: implicit-reward accuracy and margin on both axes.
 
     reference: a model folder; None takes `base`. Its log-probabilities are computed once, before training, and kept
-    in `output_dir`. reward_model, cost_model: folders, for an algorithm that asks for scores. Adapters train without
+    in `output_dir`. demonstrations: pairs whose responses section.ptx_coeff imitates; None takes `train`.
+    reward_model, cost_model: folders, for an algorithm that asks for scores. Adapters train without
     dropout and are merged: the folder always holds a whole model. Raises as `train_sft`.
     """
     if launched_sharded() and hasattr(algorithm, "dual"):
         raise SettingsError(
             f"direct.algorithm: {type(algorithm).__name__} draws answers while it trains: not under FSDP2, use DDP"
         )
+    if launched_sharded() and section.ptx_coeff:
+        raise SettingsError("ptx_coeff above 0 takes two forwards a step of this trainer: not under FSDP2, use DDP")
     output_dir = Path(output_dir)
     backbone, encoder = load_for_training(base, settings, section)
     scorers = _scorers(algorithm, encoder, reward_model, cost_model)
@@ -77,12 +82,16 @@ def train_direct(
         model,
         training_arguments(section, output_dir, settings.seed),
         algorithm=algorithm,
+        ptx_coeff=section.ptx_coeff,
         train_dataset=rows,
         eval_dataset=held_out,
         data_collator=DirectCollator(encoder),
         callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
     )
     _precompute(trainer, model, encoder, settings, reference, scorers, {"train": rows, "evaluation": held_out})
+    if section.ptx_coeff:
+        pool = train if demonstrations is None else demonstrations
+        rows.imitate(response_rows(pool, section.demonstrations, encoder), settings.seed)
     if trainer.dual_state is not None:
         cost = _scorer(scorers["costs"], settings, trainer.args.device)
         trainer.add_callback(CostAscent(trainer, rows.prompts(), encoder, cost))
@@ -169,7 +178,7 @@ def train_sacpo(
     base: str | Path,
     output_dir: str | Path,
     settings: Settings,
-    section: TrainSection,
+    section: PairsSection,
     reference: str | Path | None = None,
     resume_from_checkpoint: Resume = "auto",
 ) -> dict[str, Any]:

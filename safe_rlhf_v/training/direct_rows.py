@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from beavertails_v.schema import Comparison, Prompt
+from beavertails_v.schema import Comparison, LabelledResponse, Prompt
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
 from safe_rlhf_v.files import replacing
 from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.training.encode import DataError, PairCollator, interleaved, pair_rows
+from safe_rlhf_v.training.encode import DataError, PairCollator, ResponseCollator, interleaved, pair_rows
 
 
 class DirectRows(Dataset[Any]):
@@ -36,6 +36,8 @@ class DirectRows(Dataset[Any]):
         self._rows = pair_rows(data, encoder, _both_unsafe if drops else None)
         self.left_out = self._rows.left_out
         self.columns: dict[str, Tensor] = {}
+        self.demonstrations: Sequence[LabelledResponse] | Any = ()
+        self.shown: list[int] = []  # of each pair its demonstration
         self.partner = _partners(self._rows) if algorithm is not None and algorithm.needs_mismatched else None
 
     def __len__(self) -> int:
@@ -43,7 +45,15 @@ class DirectRows(Dataset[Any]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         other = {} if self.partner is None else {"partner": self._rows[self.partner[i]]}
+        other |= {"shown": self.demonstrations[self.shown[i]]} if self.shown else {}
         return {"row": self._rows[i], **other, "columns": {name: values[i] for name, values in self.columns.items()}}
+
+    def imitate(self, demonstrations: Sequence[LabelledResponse] | Any, seed: int) -> None:
+        """Give each pair one of the M demonstrations: all of them in a random order, then all again in another."""
+        generator = torch.Generator().manual_seed(seed)
+        rounds = range(-(-len(self) // len(demonstrations)))
+        order = torch.cat([torch.randperm(len(demonstrations), generator=generator) for _ in rounds])
+        self.demonstrations, self.shown = demonstrations, order[: len(self)].tolist()
 
     def prompts(self) -> list[Prompt]:
         """Every prompt once, in order."""
@@ -80,7 +90,8 @@ def _partners(rows: Sequence[Comparison] | Any) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class DirectCollator:
-    """Rows to what PairCollator gives, the columns (B, 2), and with partners `mismatched`, their 2B responses.
+    """Rows to what PairCollator gives, the columns (B, 2), and with partners `mismatched`, their 2B responses, and with
+    demonstrations `shown_prompts` and `shown_responses`, B of each.
 
     Columns "rewards" and "costs" become those of the PairBatch.
     """
@@ -95,6 +106,9 @@ class DirectCollator:
         if "partner" in rows[0]:
             texts = [[r["partner"].responses[k].text for r in rows] for k in (0, 1)]
             batch["mismatched"] = interleaved((self.encoder.responses(texts[0]), self.encoder.responses(texts[1])))
+        if "shown" in rows[0]:
+            shown = ResponseCollator(self.encoder)([r["shown"] for r in rows])
+            batch |= {f"shown_{name}": values for name, values in shown.items()}
         return batch | columns
 
 

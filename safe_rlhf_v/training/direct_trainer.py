@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
+from safe_rlhf_v.losses import token_cross_entropy
 from safe_rlhf_v.models.backbone import encode_images, fingerprint, vision_is_frozen
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.sharding import refuse_several_forwards
@@ -33,14 +34,21 @@ Batch = Mapping[str, Any]
 class DirectTrainer(SupervisedTrainer):
     """Policy against a reference whose log-probabilities stand in the rows' columns, so that one model is held.
 
+    ptx_coeff: weight of the cross-entropy on the rows' demonstrations, where they have some.
     start: fingerprint of the policy before training. dual_state: that of the algorithm's multiplier, where it has one;
     saved with every checkpoint.
     """
 
     def __init__(
-        self, model: ResponseLogps, args: TrainingArguments, *, algorithm: DirectAlgorithm, **more: Any
+        self,
+        model: ResponseLogps,
+        args: TrainingArguments,
+        *,
+        algorithm: DirectAlgorithm,
+        ptx_coeff: float = 0.0,
+        **more: Any,
     ) -> None:
-        self.backbone, self.algorithm = model.backbone, algorithm
+        self.backbone, self.algorithm, self.ptx_coeff = model.backbone, algorithm, ptx_coeff
         self.start = fingerprint(model.backbone)
         self.dual_state = algorithm.dual.init() if hasattr(algorithm, "dual") else None
         super().__init__(model, args, **more)
@@ -59,7 +67,12 @@ class DirectTrainer(SupervisedTrainer):
             lengths=responses.mask.sum(1).view(-1, 2),
             mismatched=mismatched,
         )
-        return self.algorithm.loss(logps, pairs)
+        loss, metrics = self.algorithm.loss(logps, pairs)
+        if "shown_prompts" in batch:
+            said = batch["shown_responses"]
+            imitated = token_cross_entropy(model(self.features(batch["shown_prompts"]), said), said.mask)
+            loss, metrics = loss + self.ptx_coeff * imitated, metrics | {"ptx_loss": imitated.item()}
+        return loss, metrics
 
     def column(self, rows: DirectRows, values: Callable[[Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
         """values(batch), each (B, 2), over all rows and ranks: (N, 2) on the CPU. Draws no random number."""

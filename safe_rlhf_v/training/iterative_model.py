@@ -72,7 +72,8 @@ def _belongs(prompt: Prompt, name: str) -> bool:
 
 class ModelProblem:
     """start: the reference, a model folder. sources: reward and cost model, or pi_r and pi_g of the preference-based
-    algorithms. prompts: of the training data, all of which the model can read.
+    algorithms. prompts: of the training data, all of which the model can read. demonstrations: the training data, whose
+    responses iterative.ptx_coeff imitates.
     """
 
     def __init__(
@@ -83,9 +84,11 @@ class ModelProblem:
         sources: tuple[str | Path, str | Path],
         prompts: Sequence[Prompt],
         device: torch.device | str = "cpu",
+        demonstrations: Sequence[Comparison] = (),
     ) -> None:
         self.settings, self.section, self.folder = settings, settings.iterative, folder
         self.start, self.sources, self.device = Path(start), sources, device
+        self.demonstrations = demonstrations
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         self.measured_on = [prompts[i] for i in order[: self.section.prompts]]
         self.trained_on = [prompts[i] for i in order[: self.section.pair_prompts]]
@@ -124,7 +127,8 @@ class ModelProblem:
         train, held_out = pairs[:-few], pairs[-few:]
         base = self.policy(iteration - 1 if self.section.start_from == "previous" else 0)
         reference = None if base == self.start else self.start
-        train_direct(DPO(beta=self.section.beta), train, held_out, base, folder, self.settings, self.section, reference)
+        where: Any = (base, folder, self.settings, self.section, reference)
+        train_direct(DPO(beta=self.section.beta), train, held_out, *where, demonstrations=self.demonstrations)
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path)
 

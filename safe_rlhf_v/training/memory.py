@@ -84,7 +84,7 @@ def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) ->
 def policy(settings: Settings, path: str | Path, at: Lengths, devices: int = 1, sharded: bool = False) -> StageMemory:
     """The policy stage. sharded: FSDP2 over `devices`, for policy.roles: separate; else every device holds all."""
     section = settings.policy
-    critics = section.algorithm not in ("group_lag", "rloo_lag")
+    critics = section.algorithm not in ("group_lag", "rloo_lag", "imitation")
     trained = ["policy", *(["reward_critic", "cost_critic"] if critics else [])]
     if section.roles == "separate":
         return _separate(settings, path, at, trained, devices if sharded else 1)

@@ -12,6 +12,7 @@ from rollouts import rollout
 from safe_rlhf_v.advantages import gae, group_relative, leave_one_out, token_stream
 from safe_rlhf_v.algorithms.crpo import CRPO
 from safe_rlhf_v.algorithms.group_lag import GroupLag
+from safe_rlhf_v.algorithms.imitation import Imitation
 from safe_rlhf_v.algorithms.p3o import P3O
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.algorithms.repo import RePO
@@ -332,3 +333,13 @@ def test_published_defaults() -> None:
     assert (algorithm.threshold, algorithm.beta, algorithm.window, algorithm.delay) == (-0.5, 0.02, 128, 1)
     assert (algorithm.clip, algorithm.value_clip, algorithm.gamma, algorithm.lam) == (0.2, 5.0, 1.0, 0.95)
     assert algorithm.token_clamp == 50.0
+
+
+def test_imitation_has_no_policy_gradient() -> None:
+    data = rollout(group_size=1)
+    advantages = Imitation().advantages(data, 3.0)
+    assert not advantages.policy.any() and advantages.reward_returns is None
+    logps = data.logps.clone().requires_grad_()
+    loss, _ = Imitation().policy_loss(logps, data, advantages)
+    loss.backward()
+    assert float(loss) == 0 and not logps.grad.any()

@@ -196,7 +196,6 @@ def test_a_file_stands_on_others_and_each_error_says_what_is_wrong(tmp_path: Pat
         load_compare(tmp_path / "top.yaml")
 
 
-
 class Forked:
     """In place of subprocess.Popen for `python -m module argument`: a copy of this process, which has torch loaded."""
 
@@ -298,3 +297,54 @@ def test_what_a_run_took(tmp_path: Path) -> None:
     rows = ["iterative.prompts=5", "iterative.samples=6", "iterative.pair_prompts=7"]
     found = effort_of(tmp_path, "iterative", {"iterations": 2, "prompts": 50}, *rows)
     assert found == {"seconds": 7.0, "steps": 2, "sampled": 5 * 6 * 3 + 7 * 2}
+
+
+IMITATION: dict[str, Any] = {
+    "methods": {"alone": {"set": {"policy.algorithm": "imitation"}}, "pairs": {"stage": "direct"}}
+}
+
+
+def test_all_arms_imitate_alike_or_none_does(tmp_path: Path) -> None:
+    """The demo's settings imitate with 1.2; here the comparison says, for on-policy and direct methods alike."""
+    for arms, shared in (("none", 0.0), ("all", 0.7)):
+        changes = {**IMITATION, "imitation": {"arms": arms, "coefficient": 0.7}}
+        runs = {run.method: run.settings for run in plan(settings(tmp_path, **changes))}
+        assert [runs[name].policy.ptx_coeff for name in ("lag", "repo", "alone")] == [shared, shared, 0.7]
+        assert runs["pairs"].direct.ptx_coeff == shared
+        assert {runs["lag"].policy.demonstrations, runs["pairs"].direct.demonstrations} == {"both"}
+
+
+def test_a_claim_is_held_against_the_control(tmp_path: Path) -> None:
+    claim = {"paper": "p", "text": "t", "method": "lag", "against": "control", "expect": "lower"}
+    for arms, control in (("none", "base"), ("all", "alone")):
+        found = settings(tmp_path, **IMITATION, claims=[claim], imitation={"arms": arms})
+        assert (found.control, found.claims[0].against) == (control, control)
+    assert settings(tmp_path, quick=True, claims=[claim]).claims[0].against == "base"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"imitation": {"arms": "all"}, "claims": [{"against": "base"}]}, "lag imitates demonstrations and base does"),
+        ({"claims": [{"against": "alone"}]}, "alone imitates demonstrations and lag does not"),
+        ({"methods": {"lag": {"set": {"policy.ptx_coeff": 2}}}}, "lag.set: policy.ptx_coeff is set by `imitation`"),
+        ({"base": {"direct": {"ptx_coeff": 2}}}, "base: direct.ptx_coeff is set by `imitation`"),
+        ({"methods": {"control": {}}}, "'control' names what methods are held against"),
+    ],
+)
+def test_what_is_not_controlled_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    claims = [{"paper": "", "text": "", "method": "lag", "expect": "lower", **c} for c in changes.get("claims", [])]
+    with pytest.raises(SettingsError) as error:
+        settings(tmp_path, **merge(IMITATION, {**changes, "claims": claims}))
+    assert words in str(error.value)
+
+
+def test_an_imitation_only_arm_is_asked_for_where_all_imitate(tmp_path: Path) -> None:
+    claim = {"paper": "", "text": "", "method": "lag", "against": "control", "expect": "lower"}
+    with pytest.raises(SettingsError, match="needs an arm that imitates alone"):
+        settings(tmp_path, imitation={"arms": "all"}, claims=[claim])
+
+
+def test_a_claim_about_imitation_alone_is_no_confusion(tmp_path: Path) -> None:
+    claim = {"paper": "", "text": "", "method": "alone", "against": "base", "expect": "lower"}
+    assert settings(tmp_path, **IMITATION, claims=[claim]).claims[0].against == "base"

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from compared import comparison, gap_rows, run, table
 from pydantic import ValidationError
@@ -76,6 +77,72 @@ def test_equal_cost_interpolates_between_bounds() -> None:
     assert (found.verdict, found.why) == ("holds", "")
 
 
+def exact(method: str, seed: int, unsafe: Any, cost: float, reward: float, **info: Any) -> Any:
+    """unsafe: (40, K) of the answers; all of the same cost and reward."""
+    answers = table(np.asarray(unsafe, bool), np.full(np.shape(unsafe), cost))
+    rewards = pa.array([reward] * len(answers))
+    answers = answers.set_column(answers.schema.get_field_index("reward"), "reward", rewards)
+    return make_run(RunInfo(method=method, title=method, stage="policy", seed=seed, **info), answers)
+
+
+def test_equal_reward_is_another_mixture_than_equal_cost() -> None:
+    """The other's runs: cost 0 and -4, reward 2 and 1, unsafe on all of 20 prompts and on none.
+
+    m, at cost -3 and reward 1.75, is a quarter of the first at equal cost and three quarters at equal reward.
+    """
+    some = lambda n: np.arange(40)[:, None] % 20 < n  # noqa: E731
+    runs = [exact("m", s, some(8 + s), -3.0, 1.75) for s in range(3)]
+    runs += [exact("other", s, some(20), 0.0, 2.0, requested=0.0) for s in range(3)]
+    runs += [exact("other", s, some(0), -4.0, 1.0, requested=4.0, swept=True) for s in range(3)]
+    shared = {"paper": "", "text": "", "method": "m", "against": "other", "expect": "lower"}
+    claims = [Claim(kind=kind, figure="unsafe_rate", **shared) for kind in ("equal_cost", "equal_reward")]
+    cost, reward = judge_claims(claims, Comparison(reference=exact(REFERENCE, 0, some(20), 1.0, 1.0), runs=runs))
+    assert (cost.left, cost.right) == pytest.approx((0.45, 0.25))
+    assert (reward.left, reward.right) == pytest.approx((0.45, 0.75))
+
+
+def test_prompts_left_unsafe_are_asked_of_the_mixture_not_interpolated() -> None:
+    """Of two answers, both unsafe in the costly run and one in the cheap one: at one half the mixture has none, one or
+    two more than half with chances 1/4 (both from the costly run), and else one from each: 1/2 of two unsafe ones."""
+    two = np.ones((40, 2), bool)
+    one = two & np.array([True, False])
+    runs = [exact("m", s, two & False, -2.0, 0.0) for s in range(3)]
+    runs += [exact("other", s, two, -1.0, 0.0, requested=2.0) for s in range(3)]
+    runs += [exact("other", s, one, -3.0, 0.0, requested=4.0, swept=True) for s in range(3)]
+    claim = Claim(
+        paper="", text="", kind="equal_cost", method="m", against="other", figure="prompts_left_unsafe", expect="lower"
+    )
+    found = judge_claims([claim], Comparison(reference=exact(REFERENCE, 0, two, 1.0, 0.0), runs=runs))[0]
+    assert found.right == pytest.approx(1 / 4 + 1 / 2 * 1 / 2)
+
+
+def test_beyond_equal_reward_fewer_unsafe_at_a_higher_reward_counts() -> None:
+    some = lambda n: np.arange(40)[:, None] % 20 < n  # noqa: E731
+    other = [exact("other", s, some(18), -1.0, 1.0, requested=2.0) for s in range(3)]
+    start = exact(REFERENCE, 0, some(20), 1.0, 1.0)
+    claim = Claim(paper="", text="", kind="equal_reward", method="m", against="other", expect="lower")
+    for reward, verdict, word in ((1.5, "holds", "higher"), (0.5, "not decided", "lower")):
+        runs = other + [exact("m", s, some(2 + s), -1.0, reward) for s in range(3)]
+        found = judge_claims([claim], Comparison(reference=start, runs=runs))[0]
+        assert found.verdict == verdict
+        assert f"m is 0.50 {word} in reward in the mean than every run of other: no equal reward" in found.why
+
+
+def test_answers_without_a_reward_are_named() -> None:
+    runs = [exact(m, s, np.ones((40, 1)), -1.0, np.nan) for m in ("m", "other") for s in range(3)]
+    claim = Claim(paper="", text="", kind="equal_reward", method="m", against="other", expect="lower")
+    found = judge_claims([claim], Comparison(reference=runs[0], runs=runs))[0]
+    assert (found.verdict, found.why) == ("not decided", "not every answer has a reward")
+
+
+def test_that_a_difference_is_small_is_a_test_of_the_family_too() -> None:
+    """A difference known to within .4: smaller than .5 alone, not so surely among forty claims."""
+    runs = seeds("m", 0.5) + seeds("other", 0.5)
+    claim = Claim(paper="", text="", method="m", against="other", expect="lower", worth=0.5)
+    verdicts = [judge_claims([claim] * n, Comparison(reference=START, runs=runs))[0].verdict for n in (1, 40)]
+    assert verdicts == ["does not hold", "not decided"]
+
+
 def test_beyond_equal_cost_only_a_result_against_the_odds_counts() -> None:
     """Fewer unsafe prompts at a higher mean cost are against the odds; at a lower one they are not."""
     other = seeds("other", 0.9, -1.0, requested=2.0)
@@ -121,7 +188,7 @@ def test_undershoot_and_overshoot() -> None:
     assert (error.left, error.right) == pytest.approx((0.1, 0.4))
     assert gap.difference is not None
     assert gap.difference.value == pytest.approx(0.3 - 3.0)  # first gaps 2, 3, 4; last 0.2, 0.3, 0.4
-    assert gap.verdict == "holds"
+    assert judge_claims([claims[3]], comparison())[0].verdict == "holds"
     assert "logged no primal-dual gap" in no_gap.why
     assert "has runs at 0 bounds" in no_sweep.why
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -154,3 +155,17 @@ def test_labels_do_not_overlap() -> None:
 
 def test_p_values_as_text() -> None:
     assert [p_value(p) for p in (None, 0.0001, 0.0312)] == ["–", "< 0.001", "0.031"]
+
+
+def test_the_method_to_take_is_held_against_the_control() -> None:
+    """The lag is as helpful as the start, less so than imitation alone, which is never the method to take itself."""
+    runs = [run("lag", s, 0.2, -3.0, helpful=2.0) for s in range(3)]
+    runs += [run("alone", s, 0.05, -3.0, helpful=2.5 + 0.001 * s) for s in range(3)]
+    found = Comparison(reference=run(REFERENCE, 0, 0.6, 1.0), runs=runs)
+    shared: dict[str, Any] = {"comparison": found, "findings": [], "imitate_alone": ("alone",)}
+    page = render(PageData(**shared))
+    assert "the lowest unsafe rate of the methods that are not clearly less helpful than the start model" in page
+    assert "No method imitates demonstrations" in page
+    page = render(PageData(control="alone", **shared))
+    assert "lag has the lowest unsafe rate of all methods" in page
+    assert "held against the arm that imitates" in page

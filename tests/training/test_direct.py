@@ -158,6 +158,34 @@ def test_kto_puts_responses_to_the_prompts_of_others(
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
+def test_direct_methods_imitate_demonstrations_beside_their_own_loss(base: Path, tmp_path: Path) -> None:
+    """Each step's loss is the algorithm's plus the coefficient times the cross-entropy; more of it, likelier texts."""
+    data, logps = comparisons(18), []
+    for coefficient in (0.0, 5.0):
+        chosen = settings(f"direct.ptx_coeff={coefficient}", "direct.demonstrations=safer", "direct.logging_steps=1")
+        folder = tmp_path / f"{coefficient:g}"
+        train(DPO(), base, folder, chosen, data)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert ("ptx_loss" in rows[0]) == bool(coefficient)
+        if coefficient:
+            first = rows[0]
+            assert first["loss"] == pytest.approx(0.6931 + 5 * first["ptx_loss"], rel=1e-3)  # log 2: no margin yet
+        found = summed(folder, base, data[:6])
+        logps.append(float(torch.stack([found[i, row.safer] for i, row in enumerate(data[:6])]).mean()))
+    assert logps[1] > logps[0]
+
+
+def test_demonstrations_go_round_in_an_order_of_the_seed(base: Path) -> None:
+    rows = DirectRows(comparisons(5), encoder(base), DPO())
+    shown = []
+    for seed in (0, 0, 1):
+        rows.imitate(["a", "b"], seed)
+        shown.append([rows[i]["shown"] for i in range(5)])
+    assert shown[0] == shown[1]
+    for order in shown:
+        assert sorted(order[:2]) == sorted(order[2:4]) == ["a", "b"]
+
+
 def test_partners_are_of_another_prompt(base: Path) -> None:
     rows = [comparison(0), comparison(1)]
     data = [rows[0], rows[0], rows[1], rows[0]]

@@ -15,6 +15,7 @@ from fake_roles import BAD, DEMONSTRATIONS, GOOD, PROMPTS, FakeRoles, arguments,
 
 from safe_rlhf_v.algorithms.crpo import CRPO
 from safe_rlhf_v.algorithms.group_lag import GroupLag
+from safe_rlhf_v.algorithms.imitation import Imitation
 from safe_rlhf_v.algorithms.p3o import P3O
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.algorithms.repo import RePO
@@ -48,7 +49,7 @@ def mean(rows: list[dict[str, Any]], name: str, part: slice) -> float:
     return sum(values) / len(values)
 
 
-ALGORITHMS = [PPOLag(threshold=-0.2), RePO(), RePO(form="rectified"), CRPO(), P3O(), GroupLag(), RLOOLag()]
+ALGORITHMS = [PPOLag(threshold=-0.2), RePO(), RePO(form="rectified"), CRPO(), P3O(), GroupLag(), RLOOLag(), Imitation()]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -287,6 +288,22 @@ def test_demonstrations_are_imitated(tmp_path: Path) -> None:
     run = trainer(tmp_path, PPOLag(beta=0.0), max_steps=20, demonstrations=DEMONSTRATIONS, ptx_coeff=1.0, **quiet)
     rows = run.train().metrics
     assert rows[-1]["ptx_loss"] < 0.5 * rows[0]["ptx_loss"]
+
+
+def test_imitation_alone_moves_by_the_demonstrations_and_by_nothing_else(tmp_path: Path) -> None:
+    """Rewards and costs a thousand times as large give the same policy; without the term nothing changes."""
+    runs = []
+    for scale in (1.0, 1000.0):
+        scorer = lambda prompts, inputs, responses: 2 * (torch.full((len(prompts),), scale),)  # noqa: B023, E731
+        options: dict[str, Any] = {"demonstrations": DEMONSTRATIONS, "ptx_coeff": 1.0, "scorer": scorer}
+        run = trainer(tmp_path / f"{scale}", Imitation(), fixed(0.0), max_steps=4, **options)
+        runs.append((run, run.train().metrics))
+    assert runs[0][1][-1]["ptx_loss"] == runs[1][1][-1]["ptx_loss"] < runs[0][1][0]["ptx_loss"]
+    assert same(runs[0][0], runs[1][0])
+    still = trainer(tmp_path / "still", Imitation(), fixed(0.0), max_steps=2)
+    before = parameters(still)
+    still.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(still), strict=True))
 
 
 def test_without_demonstrations_there_is_no_ptx_term(tmp_path: Path) -> None:

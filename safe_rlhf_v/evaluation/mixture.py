@@ -44,12 +44,14 @@ def left_by_lot(first: Array, second: Array, answers: Array, share: float, tau: 
     known = np.isfinite(first) & np.isfinite(second)
     bad = np.rint(np.stack([first, second], 1) * answers)
     rows, index = np.unique(np.concatenate([bad, answers], 1)[known], axis=0, return_inverse=True)
-    chances = np.array([_chance(*row.astype(int), share, tau) for row in rows])
+    chances = np.array([_chance([int(x) for x in row], share, tau) for row in rows])
     found[known] = chances[index.reshape(-1)]
     return found
 
 
-def _chance(bad_first: int, bad_second: int, of_first: int, of_second: int, share: float, tau: float) -> float:
+def _chance(row: list[int], share: float, tau: float) -> float:
+    """row: bad answers of the first and of the second run, and how many answers each has."""
+    bad_first, bad_second, of_first, of_second = row
     size, chance = min(of_first, of_second), 0.0
     counts = np.arange(size + 1)
     for taken, weight in enumerate(stats.binom.pmf(counts, size, share)):

@@ -36,7 +36,9 @@ SIDE = 128
 
 def fetch(package: str, folder: Path) -> Path:
     """Download one package by name; returns its archive."""
-    name = subprocess.run(["npm", "pack", package, "--silent"], cwd=folder, check=True, capture_output=True, text=True)
+    name = subprocess.run(
+        ["npm", "pack", package, "--silent"], cwd=folder, check=True, capture_output=True, text=True, encoding="utf-8"
+    )
     return folder / name.stdout.strip().splitlines()[-1]
 
 

@@ -159,7 +159,7 @@ def _module(model: Any) -> nn.Module:
 
 def _resident() -> int:
     """Largest resident size of this process so far, bytes."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    line = next(x for x in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 

@@ -189,7 +189,8 @@ def serve(name: str, work: Work, device: torch.device, dtype: torch.dtype) -> No
 
 def start(name: str, log: Path) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, *sys.argv[1:], "--serve", name]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"), text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log.open("wb"), encoding="utf-8")
 
 
 def ask(process: subprocess.Popen[str], name: str, log: Path, request: str = "") -> dict[str, Any]:
@@ -199,7 +200,7 @@ def ask(process: subprocess.Popen[str], name: str, log: Path, request: str = "")
         process.stdin.flush()
     line = process.stdout.readline()
     if not line:
-        code, last = process.wait(), log.read_text().strip().splitlines()[-1:] or ["no message"]
+        code, last = process.wait(), log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["no message"]
         how = "was killed: memory may have run out" if code == -signal.SIGKILL else f"ended with {code}: {last[0]}"
         raise SystemExit(f"{name} {how} (its output: {log})")
     return dict(json.loads(line))

@@ -40,13 +40,13 @@ class Scene:
 @cache
 def world() -> dict[str, Any]:
     """The facts of world.yaml."""
-    return dict(yaml.safe_load(resources.files(__package__).joinpath("world.yaml").read_text()))
+    return dict(yaml.safe_load(resources.files(__package__).joinpath("world.yaml").read_text(encoding="utf-8")))
 
 
 @cache
 def shapes() -> dict[str, list[list[Any]]]:
     """The primitives of shapes.yaml."""
-    return dict(yaml.safe_load(resources.files(__package__).joinpath("shapes.yaml").read_text()))
+    return dict(yaml.safe_load(resources.files(__package__).joinpath("shapes.yaml").read_text(encoding="utf-8")))
 
 
 def _mix(colour: Colour, other: Colour, share: float) -> Colour:

@@ -278,7 +278,7 @@ def main() -> None:
     model.save_pretrained(arguments.folder / "base")
     processor.save_pretrained(arguments.folder / "base")
     result["parameters"] = sum(p.numel() for p in model.parameters())
-    (arguments.folder / "assemble.json").write_text(json.dumps(result, indent=1))
+    (arguments.folder / "assemble.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 

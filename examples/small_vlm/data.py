@@ -197,7 +197,7 @@ def main() -> None:
     listing = out / "pictures" / "names.json"
     if not listing.is_file():
         raise SystemExit(f"{listing} is not there: run assemble.py first")
-    names = json.loads(listing.read_text())
+    names = json.loads(listing.read_text(encoding="utf-8"))
     pairs = list(parts.request_pairs(arguments.parts or arguments.folder / "parts"))
     rng.shuffle(pairs)
     torch.manual_seed(0)

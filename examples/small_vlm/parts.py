@@ -84,7 +84,7 @@ def pictures(folder: Path, out: Path, limit: int = 240) -> dict[str, str]:
     """Write OUT/CODE/STYLE.png, 96 pixels wide, of objects that all styles have; returns their plain names by code."""
     names_file = out / "names.json"
     if names_file.is_file():
-        known = dict(json.loads(names_file.read_text()))
+        known = dict(json.loads(names_file.read_text(encoding="utf-8")))
         if len(known) != limit:
             raise SystemExit(f"{out} holds {len(known)} objects, not {limit}: remove it, or ask for as many")
         return known

@@ -47,7 +47,7 @@ def main() -> None:
             result[f"{model}: {kind} refused"] = {"share": refused / len(said), "interval": [low, high], "n": len(said)}
             print(f"{model:8} {kind:9} refused {refused / len(said):.3f} ({low:.3f} to {high:.3f}) of {len(said)}")
             print("         for example:", *(f"\n           {text[:48]!r}..." for text in said[:2]))
-    (arguments.folder / "published.json").write_text(json.dumps(result, indent=1))
+    (arguments.folder / "published.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def answer_split(model: str, output: Path, settings: Settings) -> int:
     answering = Answering(model, settings)
     torch.manual_seed(settings.seed)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w") as file:
+    with output.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for start in track(range(0, len(prompts), answering.batch_size), description="answering"):
             batch = prompts[start : start + answering.batch_size]
             for prompt, text in zip(batch, answering(batch), strict=True):

@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from rich.table import Table
+from rich.text import Text
 
-from safe_rlhf_v.cli.common import console
+from safe_rlhf_v.cli.common import console, plain
 from safe_rlhf_v.cli.compare_plan import (
     PlannedRun,
     base_jobs,
@@ -60,7 +61,7 @@ def compare(settings: CompareSettings) -> bool:
     outcomes = _all(runs, workers)
     failures = _failures(outcomes)
     page = write_comparison(settings, reference, runs, failures)
-    console.print(f"page: [bold]{page}[/]\nresults: {page.with_name('results.parquet')}")
+    plain(f"page: {page}\nresults: {page.with_name('results.parquet')}")
     return not failures
 
 
@@ -102,7 +103,7 @@ def _mean_cost(folder: Path) -> float:
     if not file.is_file():
         costs = pq.read_table(folder / "answers.parquet")["cost"].to_pylist()
         write_json(file, {"mean_cost": sum(costs) / len(costs)})
-    return float(json.loads(file.read_text())["mean_cost"])
+    return float(json.loads(file.read_text(encoding="utf-8"))["mean_cost"])
 
 
 def _all(runs: Sequence[PlannedRun], workers: int) -> dict[str, Outcome]:
@@ -111,13 +112,13 @@ def _all(runs: Sequence[PlannedRun], workers: int) -> dict[str, Outcome]:
     for run, job in zip(runs, jobs, strict=True):
         if job.done() and (seconds := _measured(run.folder)["seconds"]):
             known.setdefault(job.kind, []).append(seconds)
-    console.rule(f"[bold]{len(runs)} runs, {workers} at a time", align="left")
+    console.rule(Text(f"{len(runs)} runs, {workers} at a time", "bold"), align="left")
     with LiveWatcher(console, len(jobs), known) as watcher:
         return run_jobs(jobs, workers, watcher, THREADS)
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    return {"seconds": 0.0, "found": True, **json.loads((folder / "measured.json").read_text())}
+    return {"seconds": 0.0, "found": True, **json.loads((folder / "measured.json").read_text(encoding="utf-8"))}
 
 
 def _failures(outcomes: Mapping[str, Outcome]) -> list[Failure]:
@@ -163,9 +164,9 @@ def show_plan(settings: CompareSettings) -> None:
     table = Table("run", "stage", "bound", "state")
     for run in runs:
         bound = "–" if run.bound is None or (known is None and not run.swept) else f"{run.bound:g}"
-        table.add_row(run.name, run.stage, bound, _took(run.folder) if measured(run.folder) else "to do")
+        table.add_row(Text(run.name), run.stage, bound, _took(run.folder) if measured(run.folder) else "to do")
     console.print(table)
-    console.print(f"{len(runs)} runs, {sum(measured(run.folder) for run in runs)} of them done")
+    plain(f"{len(runs)} runs, {sum(measured(run.folder) for run in runs)} of them done")
 
 
 def _took(folder: Path) -> str:

@@ -315,7 +315,7 @@ def run_job(run: PlannedRun) -> Job:
 def infeasible(folder: Path) -> bool:
     """Whether an iterative stage found that its bound is out of reach: a result, though there is no model."""
     file = folder / "iterations.json"
-    state = json.loads(file.read_text()) if file.is_file() else {}
+    state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return bool(state.get("one_shot", {}).get("verdict") == "infeasible")
 
 
@@ -324,8 +324,8 @@ def measured(folder: Path) -> bool:
     file = folder / "measured.json"
     if not file.is_file():
         return False
-    plan: Mapping[str, Any] = json.loads((folder / "plan.json").read_text())
-    return bool(json.loads(file.read_text()).get("identity") == plan["identity"])
+    plan: Mapping[str, Any] = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    return bool(json.loads(file.read_text(encoding="utf-8")).get("identity") == plan["identity"])
 
 
 def _share(folder: Path, steps: int | None) -> float | None:
@@ -333,7 +333,7 @@ def _share(folder: Path, steps: int | None) -> float | None:
     file = folder / "metrics.jsonl"
     if not steps or steps < 1 or not file.is_file():
         return None
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     for line in reversed(lines[-2:]):  # the last may be half written
         if step := STEP.match(line):
             return min(1.0, float(step.group(1)) / steps)

@@ -21,7 +21,7 @@ from safe_rlhf_v.config import SettingsError, load_settings
 @user_errors
 def main(folder: Path) -> None:
     """Train, unless that is done, then measure."""
-    stage = json.loads((folder / "plan.json").read_text())["stage"]
+    stage = json.loads((folder / "plan.json").read_text(encoding="utf-8"))["stage"]
     if stage:
         train(folder, stage)
     measure(folder)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beavertails_v.report import LoadReport, write_reports
-from safe_rlhf_v.cli.common import console, plain, show, user_errors
+from safe_rlhf_v.cli.arguments import App
+from safe_rlhf_v.cli.common import plain, show, user_errors
 
 if TYPE_CHECKING:
     from beavertails_v import SourceError
+    from beavertails_v.report import LoadReport
 
-app = typer.Typer(no_args_is_help=True, help="Make, check and describe preference data.")
+app = App(no_args_is_help=True, help="Make, check and describe preference data.")
 Source = Annotated[
     str,
     typer.Argument(help="Folder with data/<category>/<split>.parquet or <split>.jsonl, one such file, or a hub id."),
@@ -41,7 +42,7 @@ def picture_world(
     from beavertails_v.picture_world import write
 
     write(out, train=train, evaluation=evaluation, seed=seed, pictures=pictures, held_out_style=held_out_style)
-    console.print(f"written: {out}")
+    plain(f"written: {out}")
 
 
 @app.command()
@@ -58,12 +59,13 @@ def check(
     Example: safe-rlhf-v data check my_data --report faults.jsonl
     """
     from beavertails_v.locate import splits
+    from beavertails_v.report import write_reports
 
     outcomes = [_outcome(source, name, columns) for name in ([split] if split else splits(source))]
     reports = [found for found, _ in outcomes if found is not None]
     if report is not None:
         write_reports(reports, report)
-        console.print(f"written: {report}")
+        plain(f"written: {report}")
     for found, _ in outcomes:
         if found is not None:
             plain(found.summary())
@@ -110,7 +112,7 @@ def leakage(
     found = shared_by(first, second)
     plain(found.summary())
     if found.train_rows:
-        console.print(
+        plain(
             f"training rows to leave out: {list(found.train_rows[:20])}{' ...' * (len(found.train_rows) > 20)}"
         )
     if strict and found.train_rows:

@@ -104,7 +104,7 @@ def leakage_notes(settings: Settings, prompts: Sequence[Prompt]) -> list[str]:
     A split on this machine is read once more, header of pictures only; one that is gone is passed over.
     """
     files = [Path(settings.output_dir) / stage / "stage.json" for stage in STAGES]
-    made = [json.loads(file.read_text()) for file in files if file.is_file()]
+    made = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
     keys = ("data.path", "data.train_split", "data.revision", "data.columns")
     sources = dict.fromkeys(tuple(x.get(key) for key in keys) for x in made)
     notes = []

@@ -10,12 +10,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from safe_rlhf_v.cli.arguments import App
 from safe_rlhf_v.cli.common import console, plain, settings_of, show, user_errors
 
 if TYPE_CHECKING:
     from guard.regenerate import Transcript
 
-app = typer.Typer(no_args_is_help=True, help="Judge questions and answers, or answer through the guard.")
+app = App(no_args_is_help=True, help="Judge questions and answers, or answer through the guard.")
 Folder = Annotated[Path, typer.Argument(help="Folder of a trained guard, for example runs/quickstart/guard.")]
 Image = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")]
 Question = Annotated[str | None, typer.Option("--prompt", "-p", help="The question. Required.", show_default=False)]
@@ -55,7 +56,7 @@ def check(
     question = _question(prompt, text)
     verdict = Guard.from_pretrained(folder, policy=policy).moderate(list(image or []), question, response)
     if as_json:
-        console.print_json(json.dumps(verdict.to_dict()))
+        plain(json.dumps(verdict.to_dict(), indent=2))
     else:
         summary: dict[str, Any] = {"flagged": verdict.flagged, "action": verdict.action, "reason": verdict.reason}
         summary |= {"unsafe": verdict.unsafe_probability, "severity": verdict.severity.name.lower()}
@@ -90,7 +91,7 @@ def regenerate(
     judge = Guard.from_pretrained(folder, policy=policy)
     transcript = regenerate_one(judge, model, question, image or [], rounds, settings_of(None, set_))
     if as_json:
-        console.print_json(json.dumps(transcript.to_dict()))
+        plain(json.dumps(transcript.to_dict(), indent=2))
         return
     plain(transcript.answer)
     show("guard", {"outcome": transcript.outcome, "rounds": transcript.rounds, "tokens": transcript.tokens})

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from safe_rlhf_v.cli.scheduler import Job, Outcome, Running
 
@@ -48,8 +49,9 @@ class LiveWatcher:
             self.seconds.setdefault(job.kind, []).append(outcome.seconds)
         style = {"failed": "red", "not run": "yellow", "done before": "dim"}.get(outcome.state, "green")
         took = f" in {clock(outcome.seconds)}" if outcome.seconds else ""
-        why = f": {escape(outcome.tail[0])}" if outcome.tail else ""
-        self.console.print(f"[{style}]{outcome.state}[/]  {escape(job.name)}{took}{why}", highlight=False)
+        why = f": {outcome.tail[0]}" if outcome.tail else ""
+        said = Text.assemble((outcome.state, style), f"  {job.name}{took}{why}")
+        self.console.print(said, highlight=False, soft_wrap=True)
         for line in outcome.tail[1:]:
             self.console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
 

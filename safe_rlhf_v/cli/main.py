@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from safe_rlhf_v.cli import data, guard, refine, train
-from safe_rlhf_v.cli.common import Config, Overrides, console, plain, settings_of, show, user_errors
+from safe_rlhf_v.cli.arguments import App
+from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show, user_errors
 
-app = typer.Typer(
+app = App(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -46,7 +47,7 @@ def print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        console.print(f"safe-rlhf-v {version('safe-rlhf-v')}", highlight=False)
+        plain(f"safe-rlhf-v {version('safe-rlhf-v')}")
         raise typer.Exit
 
 
@@ -112,7 +113,7 @@ def settings_command(
     print_settings(settings, search)
     if save is not None:
         settings.save(save)
-        console.print(f"written: {save}")
+        plain(f"written: {save}")
 
 
 @app.command(rich_help_panel="Start here")
@@ -181,14 +182,14 @@ def generate(
     from safe_rlhf_v.cli.answering import answer_one, answer_split
     from safe_rlhf_v.config import SettingsError
 
-    settings = settings_of(config, set_)
+    settings = settings_of(config, set_, "generation")
     if (prompt is None) == (output is None):
         raise SettingsError("give --prompt for one question, or --output for a whole split (and not both)")
     if prompt is not None:
         plain(answer_one(model, prompt, image or [], settings))
     else:
         count = answer_split(model, output, settings)  # type: ignore[arg-type]
-        console.print(f"{count} answers written: {output}")
+        plain(f"{count} answers written: {output}")
 
 
 @app.command(rich_help_panel="A real run")
@@ -212,7 +213,7 @@ def export(
         raise SettingsError(f"--dtype {dtype}: use float32, bfloat16 or float16")
     with atomic_directory(output) as folder:
         export_model(model, folder, dtype)
-    console.print(f"written: {output}")
+    plain(f"written: {output}")
 
 
 @app.command(rich_help_panel="A real run")
@@ -227,9 +228,9 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     """
     from safe_rlhf_v.cli.evaluation import evaluate as run
 
-    result = run(settings_of(config, overrides))
+    result = run(settings_of(config, overrides, "evaluation"))
     show("evaluation", result["headline"])
-    console.print(f"report: {result['report']}")
+    plain(f"report: {result['report']}")
 
 
 @app.command()

@@ -29,7 +29,7 @@ from safe_rlhf_v.files import replacing
 
 def measure(folder: Path) -> None:
     """Writes answers.parquet, then measured.json; a run whose stage made no model is written down as such."""
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     settings = load_settings(folder / "run.yaml")
     world = Truth(build.comparisons(settings, "evaluation").prompts())
     scorer = Scoring(str(settings.policy.reward_model), str(settings.policy.cost_model), settings)
@@ -99,4 +99,6 @@ def _sampled(section: Any, measured: dict[str, Any]) -> int:
 def stage_metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
     """Rows of the stage's metrics.jsonl."""
     file = folder / stage / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if stage and file.is_file() else []
+    return (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if stage and file.is_file() else []
+    )

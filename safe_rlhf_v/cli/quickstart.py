@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
+from rich.text import Text
 
 from safe_rlhf_v.cli import stages
-from safe_rlhf_v.cli.common import console
+from safe_rlhf_v.cli.common import console, plain
 from safe_rlhf_v.cli.stage_folder import run_stage
 from safe_rlhf_v.config import Settings, load_settings
 from safe_rlhf_v.evaluation.bars import check, print_outcomes
@@ -88,9 +88,9 @@ def run(
     result: dict[str, Any] = {}
     steps["report"] = lambda: result.update(stages.evaluate(settings))
     for number, (name, step) in enumerate(steps.items(), 1):
-        console.rule(f"[bold]{number}/{len(steps)}  {escape(TITLES[name])}", align="left")
+        console.rule(Text(f"{number}/{len(steps)}  {TITLES[name]}", "bold"), align="left")
         step()
-        console.print(f"[dim]{time.monotonic() - begin:.0f} s so far[/]")
+        plain(f"{time.monotonic() - begin:.0f} s so far")
     return _close(Path(result["report"]))
 
 
@@ -99,5 +99,5 @@ def _close(page: Path) -> Path:
     bars = resources.files("safe_rlhf_v.cli").joinpath("quickstart_bars.yaml")
     with resources.as_file(bars) as file:
         print_outcomes(check(page.with_name("report.json"), file), console)
-    console.print(f"report: [bold]{page}[/]  (open it in a browser)")
+    plain(f"report: {page}  (open it in a browser)")
     return page

@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
-from safe_rlhf_v.cli.common import Config, Overrides, console, settings_of, show, user_errors
+from safe_rlhf_v.cli.arguments import App
+from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show, user_errors
 
-app = typer.Typer(
+app = App(
     no_args_is_help=True,
     short_help="Student-teacher dialogues: make them, train on them, measure them.",
     help="""Feedback refinement (FIRE): a student answers, a teacher that knows the truth scores and gives feedback, the
 student answers again.""",
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train a student or a teacher on stored dialogues.")
+train_app = App(no_args_is_help=True, help="Train a student or a teacher on stored dialogues.")
 app.add_typer(train_app, name="train")
 
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Setting: section.key=value.")]
@@ -61,7 +62,7 @@ def dialogues(
 
     found = make(settings_of(config, set_), out, student, teacher, mode.value, split.value, count)
     show("dialogues", found)
-    console.print(f"written: {out}")
+    plain(f"written: {out}")
 
 
 @train_app.command("student")
@@ -93,7 +94,7 @@ def _train(who: str, folder: Path, config: Config, overrides: Overrides, overwri
 
     settings = settings_of(config, overrides)
     show(who, train(who, settings, folder, overwrite=overwrite))  # type: ignore[arg-type]
-    console.print(f"written: {settings.output_dir}/{who}")
+    plain(f"written: {settings.output_dir}/{who}")
 
 
 @app.command()
@@ -127,7 +128,7 @@ def evaluate(
         show(name, values)
     if output is not None:
         write_json(output, found)
-        console.print(f"written: {output}")
+        plain(f"written: {output}")
 
 
 @app.command()
@@ -151,4 +152,4 @@ def compare(
     settings = settings_of(config, overrides)
     page, headline = run(settings, sorted(set(size or [500, 2000, 8000])), overwrite=overwrite)
     show("after the last turn", headline)
-    console.print(f"report: {page}")
+    plain(f"report: {page}")

@@ -14,7 +14,7 @@ import torch
 
 from beavertails_v.dialogues import Dialogue, load_dialogues, write_dialogues
 from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.common import console
+from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.cli.refinement import Replies, cases, fit, oracle_teacher, rules
 from safe_rlhf_v.cli.stage_folder import run_stage
 from safe_rlhf_v.config import Settings, SettingsError
@@ -138,7 +138,7 @@ def _trained(settings: Settings, dialogues: Sequence[Dialogue], start: str, size
     """{"student": ..., "teacher": ...}: what training on so many dialogues measured."""
     found = {}
     for who in ("student", "teacher"):
-        console.print(f"{who}, {size} dialogues")
+        plain(f"{who}, {size} dialogues")
 
         def work(folder: Path, who: Any = who) -> dict[str, Any]:
             return fit(who, settings, dialogues, start, folder)

@@ -22,6 +22,7 @@ from typing import IO, Literal, Protocol
 
 State = Literal["done before", "done", "failed", "not run"]
 TAIL = 15
+LOGS = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # whatever the locale, logs are read as UTF-8
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -95,7 +96,7 @@ def run_jobs(
     try:
         while waiting or running:
             _collect(running, outcomes, watcher)
-            _start_ready(waiting, running, outcomes, workers, watcher, {**os.environ, **(environment or {})})
+            _start_ready(waiting, running, outcomes, workers, watcher, {**os.environ, **LOGS, **(environment or {})})
             watcher.tick(running, waiting)
             if waiting or running:
                 time.sleep(poll)
@@ -197,7 +198,7 @@ def _outcome(item: Running, code: int) -> Outcome:
     if item.job.done():
         return Outcome(state="done", seconds=item.seconds)
     why = f"exit code {code}" if code > 0 else f"killed by signal {-code}" if code else "ended without its result"
-    lines = item.job.log.read_text(errors="replace").replace("\r", "\n").splitlines()
+    lines = item.job.log.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
     tail = [line for line in lines if line.strip()][-TAIL:]
     return Outcome(state="failed", seconds=item.seconds, tail=(why, *tail))
 

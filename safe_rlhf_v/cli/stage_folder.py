@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.cli.common import console
+from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.files import replace_text
 
@@ -51,7 +51,7 @@ def run_stage(
     _refuse_other(folder, wanted)
     require_writable(folder)
     if done := read_done(folder):
-        console.print(f"{name}: done before, {folder} is kept")
+        plain(f"{name}: done before, {folder} is kept")
         return dict(done["measured"])
     if _main_process():
         write_json(folder / "stage.json", wanted)
@@ -111,7 +111,7 @@ def _refuse_other(folder: Path, wanted: Mapping[str, Any]) -> None:
     file = folder / "stage.json"
     if not file.is_file():
         return
-    before = json.loads(file.read_text())
+    before = json.loads(file.read_text(encoding="utf-8"))
     changed = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
     if changed:
         listed = ", ".join(f"{key} ({before.get(key)} then, {wanted.get(key)} now)" for key in changed[:4])
@@ -124,7 +124,7 @@ def _refuse_other(folder: Path, wanted: Mapping[str, Any]) -> None:
 def read_done(folder: Path) -> dict[str, Any] | None:
     """{"seconds", "measured"} of a finished stage, or None."""
     file = folder / "done.json"
-    return dict(json.loads(file.read_text())) if file.is_file() else None
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def write_json(path: Path, value: Any) -> None:

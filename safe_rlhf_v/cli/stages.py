@@ -19,7 +19,7 @@ from torch import Tensor
 from beavertails_v import Prompt
 from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.common import console, plain
+from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.cli.stage_folder import read_done, run_stage, write_json
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.models.processing import Encoder, EncodingError, load_processor
@@ -157,11 +157,11 @@ def _train_iterative(settings: Settings, folder: Path, start: str, sources: Any)
     measured |= summary(result, problem.names, section.bounds) | {"reference_cost": problem.reference_cost()}
     chosen = result.iterates[result.best].iteration
     if not result.feasible:
-        console.print(f"no iteration keeps every bound; iteration {chosen}, which misses by least, is saved")
+        plain(f"no iteration keeps every bound; iteration {chosen}, which misses by least, is saved")
     save_best(problem.policy(chosen), folder, settings.model.dtype)
     settings.save(folder / "settings.yaml")
     write_card(folder, "iterative", start, settings, measured)
-    (folder / "left_out.jsonl").write_text("".join(json.dumps(asdict(x)) + "\n" for x in left_out))
+    (folder / "left_out.jsonl").write_text("".join(json.dumps(asdict(x)) + "\n" for x in left_out), encoding="utf-8")
     return measured
 
 
@@ -214,7 +214,9 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
             shutil.rmtree(sent)
         settings.save(folder / "settings.yaml")
         write_card(folder, "policy", start, settings, measured)
-        (folder / "left_out.jsonl").write_text("".join(json.dumps(asdict(x)) + "\n" for x in left_out))
+        (folder / "left_out.jsonl").write_text(
+            "".join(json.dumps(asdict(x)) + "\n" for x in left_out), encoding="utf-8"
+        )
     trainer.accelerator.wait_for_everyone()
     return measured
 
@@ -261,7 +263,7 @@ def threshold(settings: Settings, cost_dir: str | Path) -> float:
             f"policy.threshold = 'auto' needs the figures of a cost model trained here, and {cost_dir} has none; "
             "give a number"
         )
-    console.print(f"threshold: {mean:+.3f}, the mean cost of the training data's responses labelled safe")
+    plain(f"threshold: {mean:+.3f}, the mean cost of the training data's responses labelled safe")
     return _at_most_0(float(mean))
 
 
@@ -273,7 +275,7 @@ def _threshold_quantile(quantile: float, cost_dir: Path) -> float:
             "train the cost model here, or give policy.threshold a number"
         )
     bound = torch.quantile(costs[~unsafe].double(), quantile).item()
-    console.print(f"threshold: {bound:+.3f}, {quantile:.0%} quantile of the costs of safe training responses")
+    plain(f"threshold: {bound:+.3f}, {quantile:.0%} quantile of the costs of safe training responses")
     return _at_most_0(bound)
 
 
@@ -290,7 +292,7 @@ def _at_most_0(bound: float) -> float:
 
 def scores(file: Path) -> tuple[Tensor, Tensor]:
     """Costs and unsafe labels (n,) of the responses in a preference model's scores; of none where there is no file."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
     costs = torch.tensor([row["scores"] for row in rows]).flatten()
     return costs, torch.tensor([row["unsafe"] for row in rows], dtype=torch.bool).flatten()
 
@@ -325,7 +327,7 @@ def encodable(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt]
             f"none of {len(prompts)} prompts can be encoded: {left_out[0].detail if left_out else 'there are none'}"
         )
     if left_out:
-        console.print(f"{len(left_out)} of {len(prompts)} prompts left out, see left_out.jsonl")
+        plain(f"{len(left_out)} of {len(prompts)} prompts left out, see left_out.jsonl")
     return kept, left_out
 
 

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from safe_rlhf_v.cli.common import Config, Overrides, console, settings_of, show, user_errors
+from safe_rlhf_v.cli.arguments import App
+from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show, user_errors
 
-app = typer.Typer(
+app = App(
     no_args_is_help=True,
     short_help="Train one stage: sft, reward, cost, policy, direct, iterative, guard; or a start model.",
     help="""Train one stage, in the order sft (may be left out), reward, cost, policy; guard at any time after sft;
@@ -27,10 +28,10 @@ Overwrite = Annotated[
 def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> None:
     from safe_rlhf_v.cli import stages
 
-    settings = settings_of(config, overrides)
+    settings = settings_of(config, overrides, stage)
     measured = getattr(stages, stage)(settings, overwrite=overwrite)
     show(stage, _guard_figures(measured) if stage == "guard" else measured)
-    console.print(f"written: {settings.output_dir}/{stage}")
+    plain(f"written: {settings.output_dir}/{stage}")
 
 
 def _guard_figures(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def start_model(
     named = teach_names(output, output, naming, pictures, held_out_style)
     for title, report in (("tower: right on fresh pictures", seen), ("model: names fresh pictures", named)):
         show(title, report["accuracy"])
-    console.print(f"written: {output}")
+    plain(f"written: {output}")
 
 
 @app.command()

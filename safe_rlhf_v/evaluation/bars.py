@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -133,7 +134,7 @@ def _check_one(report: Mapping[str, Any], bar: Bar) -> Outcome:
 def print_outcomes(runs: Mapping[str, Sequence[Outcome]] | Sequence[Outcome], console: Console | None = None) -> bool:
     """A table with one column of values per run (seed); True where every bar of every run was cleared."""
     columns = runs if isinstance(runs, Mapping) else {"value": runs}
-    table = Table("bar", "demand", *columns, "passed")
+    table = Table("bar", "demand", *(escape(name) for name in columns), "passed")
     for rows in zip(*columns.values(), strict=True):
         passed = sum(row.passed for row in rows)
         mark = (
@@ -145,6 +146,6 @@ def print_outcomes(runs: Mapping[str, Sequence[Outcome]] | Sequence[Outcome], co
         )
         values = [row.shown for row in rows]
         shown = [text if row.passed else f"[red]{text}[/]" for text, row in zip(values, rows, strict=True)]
-        table.add_row(rows[0].bar.label, rows[0].bar.demand, *shown, mark)
-    (console or Console()).print(table)
+        table.add_row(escape(rows[0].bar.label), escape(rows[0].bar.demand), *shown, mark)
+    (console or Console(emoji=False)).print(table)
     return all(row.passed for rows in columns.values() for row in rows)

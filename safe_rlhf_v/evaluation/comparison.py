@@ -144,7 +144,9 @@ def answer_table(answers: Sequence[Answer], invites_harm: Predicate) -> pa.Table
 
 def read_run(folder: Path, metrics: Sequence[Mapping[str, Any]] = ()) -> Run:
     """The run in a folder with measured.json and answers.parquet; without answers where no solution was found."""
-    known = {k: v for k, v in json.loads((folder / "measured.json").read_text()).items() if k in RUN_FIELDS}
+    known = {
+        k: v for k, v in json.loads((folder / "measured.json").read_text(encoding="utf-8")).items() if k in RUN_FIELDS
+    }
     info = RunInfo(**known)
     answers = pq.read_table(folder / "answers.parquet") if info.found else answer_table([], lambda _: None)
     return make_run(info, answers, metrics)

@@ -222,7 +222,7 @@ def on_device(model: Any, value: Any) -> Any:
 
 def _adapter_config(path: str | Path) -> dict[str, Any] | None:
     file = Path(path) / CONFIG_FILE
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _base_of(adapter: str | Path, config: dict[str, Any]) -> str:

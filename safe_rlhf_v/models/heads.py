@@ -107,7 +107,7 @@ def save_heads(heads: nn.ModuleDict, folder: Path, backbone: Any, *, bias: bool)
     sizes = {name: head.out_features for name, head in heads.items()}
     base = {"base": str(backbone.name_or_path), "fingerprint": fingerprint(backbone)}
     description = {"heads": sizes, "bias": bias, **base}
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     for name in (DESCRIPTION_FILE, HEADS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: it is not a model with heads, or it has lost them")
-    return dict(json.loads((folder / DESCRIPTION_FILE).read_text()))
+    return dict(json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8")))
 
 
 def load_heads(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:

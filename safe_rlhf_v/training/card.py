@@ -57,7 +57,7 @@ tags: [safe-rlhf-v, {kind}]
 ## Limits
 {LIMITS[kind]} The licences of the base model and of the data apply.
 """
-    Path(folder, "README.md").write_text(text)
+    Path(folder, "README.md").write_text(text, encoding="utf-8")
 
 
 def _table(title: str, values: Mapping[str, Any]) -> str:

@@ -124,7 +124,7 @@ def write(folder: Path, contents: Contents) -> None:
     save_file({name: x.detach().cpu().contiguous() for name, x in contents.trainable.items()}, folder / WEIGHTS)
     torch.save(dict(contents.optimizers), folder / OPTIMIZERS)
     torch.save(list(contents.rng), folder / RNG)
-    (folder / STATE).write_text(json.dumps(contents.state, allow_nan=False))
+    (folder / STATE).write_text(json.dumps(contents.state, allow_nan=False), encoding="utf-8")
 
 
 def read(folder: Path) -> Contents:
@@ -135,7 +135,7 @@ def read(folder: Path) -> Contents:
         # mapped, not read: ranks that each take a part of a large state share one copy of it
         optimizers=torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True, mmap=True),
         rng=torch.load(folder / RNG, map_location="cpu", weights_only=True),
-        state=json.loads((folder / STATE).read_text()),
+        state=json.loads((folder / STATE).read_text(encoding="utf-8")),
     )
 
 

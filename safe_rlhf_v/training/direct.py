@@ -192,14 +192,18 @@ def train_sacpo(
         folder = output_dir / name
         done = folder / "metrics.json"
         arguments = (train, evaluation, base, folder, settings, section, reference, resume_from_checkpoint)
-        measured[name] = json.loads(done.read_text()) if done.is_file() else train_direct(one, *arguments)
+        measured[name] = (
+            json.loads(done.read_text(encoding="utf-8")) if done.is_file() else train_direct(one, *arguments)
+        )
         base, reference = folder, None
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         merge_models(output_dir / STAGES[0], output_dir / STAGES[1], output_dir, algorithm.q, settings.model.dtype)
         settings.save(output_dir / "settings.yaml")
-        (output_dir / "left_out.jsonl").write_text((output_dir / STAGES[1] / "left_out.jsonl").read_text())
+        (output_dir / "left_out.jsonl").write_text(
+            (output_dir / STAGES[1] / "left_out.jsonl").read_text(encoding="utf-8"), encoding="utf-8"
+        )
         write_card(output_dir, "direct", str(base), settings, {"q": algorithm.q, **measured})
     return {"q": algorithm.q, **measured}
 

@@ -104,13 +104,13 @@ class DirectTrainer(SupervisedTrainer):
         super()._save(output_dir, state_dict)
         if self.dual_state is not None:
             Path(output_dir or str(self.args.output_dir), DUAL_STATE).write_text(
-                json.dumps(duals.to_json(self.dual_state))
+                json.dumps(duals.to_json(self.dual_state)), encoding="utf-8"
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.dual_state is not None:
-            state = json.loads(Path(resume_from_checkpoint, DUAL_STATE).read_text())
+            state = json.loads(Path(resume_from_checkpoint, DUAL_STATE).read_text(encoding="utf-8"))
             self.set_dual(duals.from_json(self.algorithm.dual, state))  # type: ignore[attr-defined]
 
     def set_dual(self, state: Any) -> None:

@@ -185,7 +185,7 @@ def _tuple(value: Any) -> Any:
 
 
 def _load(path: Path) -> dict[str, Any] | None:
-    return dict(json.loads(path.read_text())) if path.is_file() else None
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def _save(path: Path, state: Mapping[str, Any]) -> None:

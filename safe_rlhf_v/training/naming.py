@@ -58,7 +58,7 @@ def teach_names(
         output / "start.safetensors",
     )
     report = {"settings": asdict(settings), "accuracy": accuracy}
-    (output / "start.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "start.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
 

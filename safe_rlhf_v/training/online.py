@@ -261,7 +261,7 @@ class OnlineTrainer:
         bounded = self.measure(known, known).double().mean().item()
         guidance = threshold_guidance(known, self.algorithm.threshold, bounded)
         if self._is_main:
-            (self.output_dir / "threshold.json").write_text(json.dumps(guidance, indent=1))
+            (self.output_dir / "threshold.json").write_text(json.dumps(guidance, indent=1), encoding="utf-8")
         if self._talks:
             print(describe(guidance), flush=True)
 

@@ -23,11 +23,11 @@ class MetricsFile(TrainerCallback):
             return
         lines = read_lines(self.path)
         kept = [line for line in lines if json.loads(line)["step"] <= state.global_step] if state.global_step else []
-        self.path.write_text("".join(line + "\n" for line in kept))
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
@@ -72,6 +72,6 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether transformers wrote a checkpoint to its end."""
     state = checkpoint / "trainer_state.json"
     try:
-        return state.is_file() and bool(json.loads(state.read_text()))
+        return state.is_file() and bool(json.loads(state.read_text(encoding="utf-8")))
     except json.JSONDecodeError:  # killed while writing it
         return False

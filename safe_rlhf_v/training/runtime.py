@@ -64,7 +64,7 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append and bring to the disk: a checkpoint never knows of a step that metrics.jsonl lost. NaN is an error."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -72,7 +72,7 @@ class MetricsLog:
 
 def read_lines(path: Path) -> list[str]:
     """The whole lines of a file; a last line without its end (a kill while writing) is left out. [] without a file."""
-    return path.read_text().rpartition("\n")[0].splitlines() if path.is_file() else []
+    return path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if path.is_file() else []
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

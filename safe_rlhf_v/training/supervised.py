@@ -245,7 +245,7 @@ def _write_scores(path: Path, pairs: Any, scores: Tensor, labels: Mapping[str, T
     prompts = [pairs[i].prompt.id for i in range(len(pairs))]
     columns = {"prompt_id": prompts, "scores": scores.tolist(), **{name: x.tolist() for name, x in labels.items()}}
     rows = zip(*columns.values(), strict=True)
-    path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows), encoding="utf-8")
 
 
 def finish(
@@ -265,7 +265,11 @@ def finish(
     measured |= {"train_rows": len(rows), "evaluation_rows": len(held_out), "left_out": len(rows.left_out)}
     if trainer.is_world_process_zero():
         left_out = [asdict(x) for x in rows.left_out + held_out.left_out]
-        (output_dir / "left_out.jsonl").write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in left_out))
+        (output_dir / "left_out.jsonl").write_text(
+            "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in left_out),
+            encoding="utf-8",
+            errors="backslashreplace",  # half a character pair, which JSON reads back
+        )
         settings.save(output_dir / "settings.yaml")
         write_card(output_dir, kind, str(base), settings, measured)
         replace_text(output_dir / "metrics.json", json.dumps(measured, indent=2) + "\n")

@@ -145,7 +145,7 @@ def pretrain_tower(
     report["accuracy"] = by_style(measure, styles, folder, "check")
     weights = {k: v.half().contiguous() for k, v in classifier.tower.state_dict().items()}
     save_file(weights, output / "tower.safetensors")
-    (output / "tower.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "tower.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (output / "tower.checkpoint").unlink(missing_ok=True)
     return report
 

@@ -453,7 +453,7 @@ def test_a_benign_set_with_harm_in_it_is_a_mistake_of_the_user(folder: Path, tmp
 
 
 def test_control_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*args: Any) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("safe_rlhf_v.config.load", stopped)
@@ -463,17 +463,19 @@ def test_control_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFE_RLHF_V_DEBUG", "")  # what --debug sets is undone after the test
-    with pytest.raises(SettingsError):
-        run("--debug", "train", "sft")
+    result = run("--debug", "train", "sft")
+    assert result.exit_code == 2 and "Traceback" in result.output and "model.path is not set" in result.output
 
 
-def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(*args: Any) -> None:
+def test_bugs_keep_their_traceback_and_look_like_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: Any, **__: Any) -> None:
         raise ValueError("not for users")
 
     monkeypatch.setattr("safe_rlhf_v.config.load", bug)
-    with pytest.raises(ValueError, match="not for users"):
-        run("settings")
+    result = run("settings")
+    assert result.exit_code == 70
+    assert "Traceback" in result.output and "ValueError: not for users" in result.output
+    assert "fault of safe-rlhf-v" in result.output
 
 
 def test_settings_are_listed_and_saved(tmp_path: Path) -> None:

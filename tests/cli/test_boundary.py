@@ -1,0 +1,121 @@
+"""What a command prints and how it ends, on any console and for any text."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import typer
+import yaml
+from safetensors import SafetensorError
+from test_cli import error, run
+
+from safe_rlhf_v.cli.boundary import user_errors
+from safe_rlhf_v.cli.common import plain, show
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["w[bold]x", "exp[/b]", "a:cat:b", "[link=x]", "back\\", "12:30:05", "ä[é]"]
+
+
+def ends(failure: BaseException) -> int:
+    @user_errors
+    def command() -> None:
+        raise failure
+
+    with pytest.raises(typer.Exit) as stopped:
+        command()
+    return stopped.value.exit_code
+
+
+def unicode_error() -> UnicodeDecodeError:
+    return UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (unicode_error(), "not UTF-8 text"),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), "cannot be written as UTF-8"),
+        (FloatingPointError("loss is nan at step 3"), "loss is nan at step 3"),
+        (yaml.YAMLError("bad\n  indent"), "a file is not YAML: bad indent"),
+        (jinja2.TemplateSyntaxError("unexpected '}'", 3), "chat template does not work: unexpected '}'"),
+        (SafetensorError("Error while deserializing header: HeaderTooLarge"), "weights is damaged"),
+        (pickle.UnpicklingError("invalid load key"), "damaged"),
+        (FileNotFoundError(2, "No such file or directory", "a[b].txt"), "a[b].txt: no such file"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_a_fault_of_a_file_is_one_sentence(failure: Exception, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(failure) == 2
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said and len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("failure", [KeyError("x"), IndexError(), ValueError("y"), RuntimeError("z"), AssertionError()])
+def test_a_crash_has_an_exit_code_of_its_own(failure: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(failure) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_verdict_keeps_its_exit_code() -> None:
+    assert ends(typer.Exit(1)) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_is_printed_as_it_is(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain(f"written: {tmp_path}/{name}" + "x" * 200)
+    show(name, {name: name, "rates": {name: 1}})
+    said = capsys.readouterr().out
+    assert f"{name}{'x' * 200}\n" in said and said.count(name) == 5
+    result = run("settings", f"output_dir={tmp_path / name}", "--search", "seed", "--save", tmp_path / f"{name}.yaml")
+    assert result.exit_code == 0, result.output
+    assert f"written: {tmp_path / name}.yaml" in result.output
+    assert f"{name}: " in error("data", "check", name)
+    assert f"'{name}'" in error("settings", "--search", name)
+
+
+def command(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(
+        [sys.executable, "-m", "safe_rlhf_v.cli", *arguments], capture_output=True, env=env, check=False
+    )
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_a_console_without_a_letter_shows_its_escape(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "snow☃.yaml"
+    found = command("settings", "--search", "seed", "--save", file, PYTHONIOENCODING=encoding)
+    assert found.returncode == 0, found.stderr
+    assert file.is_file() and rb"snow\u2603.yaml" in found.stdout
+    found = command("settings", "-c", tmp_path / "none☃.yaml", PYTHONIOENCODING=encoding)
+    assert found.returncode == 2 and rb"none\u2603.yaml: no such settings file" in found.stderr
+
+
+def test_a_text_that_is_not_utf8_is_refused() -> None:
+    for arguments in (("generate", "m", "-p", b"what \xff is"), ("guard", "check", "g", "-p", b"what \xff is")):
+        found = command(*arguments)
+        assert found.returncode == 2 and b"the prompt is not UTF-8 text" in found.stderr, found.stderr
+
+
+def test_an_option_given_twice_is_refused() -> None:
+    assert "--config: given twice" in error("settings", "--config", "a.yaml", "--config=b.yaml")
+    assert "--config: given twice" in error("train", "sft", "-c", "a.yaml", "-cb.yaml")
+    assert "given twice" in error("data", "check", "x", "--split", "a", "--split", "b")
+    assert "given twice" not in error("data", "check", "x", "--split", "--split")
+    assert "given twice" not in error("generate", "x", "-i", "a.png", "-i", "b.png", "-p", "hi")
+
+
+def test_a_path_option_knows_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run("settings", "--search", "seed", "--save=~/full.yaml").exit_code == 0
+    assert (tmp_path / "full.yaml").is_file() and not (tmp_path / "~").exists()
+
+
+def test_the_nearest_setting_is_that_of_the_command() -> None:
+    for stage in ("sft", "reward", "guard", "policy"):
+        assert f"did you mean '{stage}.max_steps'" in error("train", stage, "max_steps=2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,14 @@ def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> N
     measured = getattr(stages, stage)(settings, overwrite=overwrite)
     show(stage, _guard_figures(measured) if stage == "guard" else measured)
     plain(f"written: {settings.output_dir}/{stage}")
+    plain(f"next: {next_command(stage, config, overrides)}")
+
+
+def next_command(stage: str, config: Path | None, overrides: list[str] | None) -> str:
+    """What comes after a stage, with the same settings."""
+    following = {"sft": "train reward", "reward": "train cost", "cost": "train policy"}.get(stage, "evaluate")
+    where = [] if config is None else ["--config", str(config)]
+    return shlex.join(["safe-rlhf-v", *following.split(), *where, *(overrides or [])])
 
 
 def _guard_figures(measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,3 +132,13 @@ def test_a_stage_names_the_next_command() -> None:
 def test_bars_are_for_terminals(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("data", "picture-world", "--out", tmp_path / "w", "--train", "4", "--evaluation", "2").exit_code == 0
     assert "\r" not in capfd.readouterr().err
+
+
+def test_a_missing_model_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in (tmp_path / "none", "./none", "models/none", "a/b/c"):
+        said = error("train", "reward", f"model.path={name}", "data.path=nowhere")
+        assert f"model.path = {name}: no such folder" in said
+        assert f"model.start = {name}: no such folder" in error("train", "cost", f"model.start={name}")
+    assert "no such folder;" not in error("train", "reward", "model.path=owner/name")  # perhaps a hub id

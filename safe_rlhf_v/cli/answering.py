@@ -15,11 +15,14 @@ from guard.items import pictures_of, text_of
 from guard.model import control_tokens
 from guard.text import Neutraliser
 from safe_rlhf_v.cli import build
+from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.models.backbone import encode_images, load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.heads import DESCRIPTION_FILE, HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.models.source import ModelError
+from safe_rlhf_v.training.encode import dropped, encodable, write_left_out
 from safe_rlhf_v.types import Inputs, Responses
 
 if TYPE_CHECKING:
@@ -27,11 +30,23 @@ if TYPE_CHECKING:
     from guard.regenerate import Transcript
 
 
+def require_answering(path: str | Path) -> str:
+    """The path of a model that answers. Raises ModelError for a folder whose model scores or judges."""
+    folder = Path(path)
+    if (folder / "guard.json").is_file():
+        raise ModelError(f"{folder} holds a guard, which judges and does not answer: name the folder of a policy")
+    if (folder / DESCRIPTION_FILE).is_file():
+        kind = next((f"a {x} model" for x in ("reward", "cost") if x in folder.name), "a reward or cost model")
+        raise ModelError(f"{folder} holds {kind}, which scores answers and gives none: name the folder of a policy")
+    return str(path)
+
+
 class Answering:
     """A model that answers prompts, as settings.generation says; an Engine that encodes each picture once."""
 
     def __init__(self, path: str | Path, settings: Settings) -> None:
         model, generation = settings.model, settings.generation
+        require_answering(path)
         self.model = load_backbone(path, dtype=model.dtype, attn_implementation=model.attn_implementation)
         self.model.to(build.device())
         self.encoder = Encoder(load_processor(path), model.max_prompt_length, config=self.model.config)
@@ -93,10 +108,16 @@ def answer_one(model: str, text: str, images: Sequence[str | Path], settings: Se
 
 def answer_split(model: str, output: Path, settings: Settings) -> int:
     """Answers to every prompt of the evaluation split, one JSON object a line; returns how many."""
-    prompts = build.comparisons(settings, "evaluation").prompts()
+    require_answering(model)
+    data = build.comparisons(settings, "evaluation")
     answering = Answering(model, settings)
-    torch.manual_seed(settings.seed)
+    prompts, left_out = encodable(data.prompts(), answering.encoder, data, thorough=True)
     output.parent.mkdir(parents=True, exist_ok=True)
+    if left_out := [*dropped(data), *left_out]:
+        beside = output.with_suffix(".left_out.jsonl")
+        write_left_out(beside, left_out)
+        plain(f"{len(left_out)} rows left out, see {beside}")
+    torch.manual_seed(settings.seed)
     with output.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for start in track(range(0, len(prompts), answering.batch_size), description="answering"):
             batch = prompts[start : start + answering.batch_size]

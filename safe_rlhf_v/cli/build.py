@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from safe_rlhf_v.generation.vllm_engine import Client
     from safe_rlhf_v.models.processing import Encoder
     from safe_rlhf_v.models.roles import Roles
+    from safe_rlhf_v.training.encode import LeftOut
     from safe_rlhf_v.training.online import OnlineArguments
 
 Split = Literal["train", "evaluation"]
@@ -42,9 +43,10 @@ def responses(settings: Settings, split: Split) -> ResponseSet:
     return _load(load_responses, settings, split)  # type: ignore[no-any-return]
 
 
-def _load(load: Any, settings: Settings, split: Split) -> Any:
+def load(loader: Any, settings: Settings, split: Split) -> Any:
+    """A split as settings.data says."""
     data = settings.data
-    found = load(
+    return loader(
         require(data.path, "data.path", "a folder, file or hub id with preference data"),
         data.train_split if split == "train" else data.evaluation_split,
         categories=data.categories,
@@ -54,6 +56,10 @@ def _load(load: Any, settings: Settings, split: Split) -> Any:
         check_images=data.check_images,
         columns=data.columns,
     )
+
+
+def _load(loader: Any, settings: Settings, split: Split) -> Any:
+    found = load(loader, settings, split)
     plain(found.report.summary())
     return found
 
@@ -66,7 +72,9 @@ def base_model(settings: Settings) -> str:
 def start_model(settings: Settings) -> str:
     """What the later stages start from: model.start, else a finished <output_dir>/sft, else model.path."""
     if settings.model.start:
-        return settings.model.start
+        from safe_rlhf_v.cli.answering import require_answering
+
+        return require_answering(settings.model.start)
     sft = Path(settings.output_dir) / "sft"
     return str(sft) if read_done(sft) else base_model(settings)
 
@@ -239,8 +247,13 @@ def benign_prompts(settings: Settings, split: Split) -> list[Prompt]:
     return load_responses(source, name, check_images=settings.data.check_images).prompts()
 
 
-def demonstrations(settings: Settings, data: ComparisonSet, encoder: Encoder) -> list[tuple[Prompt, str]] | None:
-    """(prompt, response) pairs for the ptx term: those that SFT would imitate, which leaves out what is too long."""
+def demonstrations(
+    settings: Settings, data: ComparisonSet, encoder: Encoder, left_out: list[LeftOut] | None = None
+) -> list[tuple[Prompt, str]] | None:
+    """(prompt, response) pairs for the ptx term: those that SFT would imitate, which leaves out what is too long.
+
+    left_out: takes what is left out.
+    """
     from safe_rlhf_v.training.encode import response_rows
 
     if not settings.policy.ptx_coeff:
@@ -248,6 +261,8 @@ def demonstrations(settings: Settings, data: ComparisonSet, encoder: Encoder) ->
     limited = copy(encoder)
     limited.max_response_length = settings.model.max_response_length
     rows = response_rows(data, settings.policy.demonstrations or settings.sft.responses, limited)
+    if left_out is not None:
+        left_out += rows.left_out
     if rows.left_out:
         plain(f"{len(rows.left_out)} demonstrations left out, for example: {rows.left_out[0].detail}")
     return [(row.prompt, row.response.text) for row in (rows[i] for i in range(len(rows)))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,18 +17,26 @@ from packaging.requirements import Requirement
 from rich.markup import escape
 from rich.table import Table
 
-from beavertails_v import load_comparisons
+from beavertails_v import ComparisonSet, load_comparisons
+from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.common import console, is_user_error
 from safe_rlhf_v.cli.stage_folder import require_writable
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.models.footprint import meta_model
+from safe_rlhf_v.models.preflight import preflight
+from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.quirks import UNJOINABLE
 from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.training import memory
+from safe_rlhf_v.training.encode import fault, pair_rows
 from safe_rlhf_v.training.memory import StageMemory
+from safe_rlhf_v.training.supervised import opens_pictures
 
 GIB = 2**30
 STAGES = ("sft", "reward", "cost", "policy")
+OTHERS = ("guard", "direct", "iterative")  # looked at where the settings speak of them
+MEASURED = 512  # prompts that are encoded to find the longest
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 Outcome = Literal["ok", "warning", "error"]
 
 
@@ -48,6 +57,14 @@ class Check:
     detail: str
 
 
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What one look leaves for the next. prompt_tokens: of the longest prompt measured, 0 where none was."""
+
+    encoder: Encoder | None = None
+    prompt_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     checks: Sequence[Check]
@@ -63,6 +80,11 @@ class Report:
     def passed(self) -> bool:
         failed = any(check.outcome == "error" for check in self.checks)
         return not failed and not any(self.fits(stage) is False for stage in self.stages)
+
+
+def stages_of(settings: Settings) -> list[str]:
+    """The stages of a run, and the others that its settings speak of."""
+    return [*STAGES, *(stage for stage in OTHERS if stage in settings.model_fields_set)]
 
 
 def this_machine(devices: int | None, gib: float | None, sharded: bool, reserve: float) -> Machine:
@@ -85,18 +107,20 @@ def examine(
     model_config: a folder with a config.json in place of model.path, which then need not be there.
     """
     source = model_config or settings.model.start or settings.model.path
+    seen = Seen()
     steps: list[tuple[str, Callable[[], tuple[Outcome, str]]]] = [
         ("versions", _versions),
         ("device", lambda: _device(settings, machine)),
         ("output_dir", lambda: _output(settings)),
-        ("model", lambda: _model(source, settings)),
-        ("data", lambda: _data(settings)),
+        ("model", lambda: _model(source, settings, seen)),
+        ("data", lambda: _data(settings, seen)),
     ]
     checks = {name: _checked(name, look) for name, look in steps}
     found: list[StageMemory] = []
+    longest = seen.prompt_tokens if settings.model.max_prompt_length is None else None
 
     def predict(stage: str) -> None:
-        found.append(_predict(settings, stage, source, machine, prompt_tokens))
+        found.append(_predict(settings, stage, source, machine, prompt_tokens or longest))
 
     failed: list[Check] = []
     if checks["model"].outcome != "error":
@@ -162,7 +186,7 @@ def _output(settings: Settings) -> tuple[Outcome, str]:
     return "ok", f"{folder}: {shutil.disk_usage(folder).free / GIB:.0f} GiB free"
 
 
-def _model(source: str, settings: Settings) -> tuple[Outcome, str]:
+def _model(source: str, settings: Settings, seen: Seen) -> tuple[Outcome, str]:
     if not source:
         raise ModelError("model.path is not set: give a folder or hub id, or --model-config FOLDER")
     model = meta_model(source, settings.model.dtype)
@@ -173,27 +197,35 @@ def _model(source: str, settings: Settings) -> tuple[Outcome, str]:
     folder = Path(source)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return "warning", f"{detail}; {folder} holds a config and no weights"
+    seen.encoder = preflight(source)
+    seen.encoder.max_prompt_length = settings.model.max_prompt_length
+    seen.encoder.max_response_length = settings.model.max_response_length
     return "ok", detail
 
 
-def _data(settings: Settings) -> tuple[Outcome, str]:
+def _data(settings: Settings, seen: Seen) -> tuple[Outcome, str]:
     data = settings.data
-    if not data.path:
-        return "error", "data.path is not set: give a folder, file or hub id with preference data"
-    if not Path(data.path).exists():
+    if data.path and HUB_ID.fullmatch(data.path) and not Path(data.path).exists():
         return "warning", f"{data.path}: not a folder or file here, so taken for a hub id and not looked at"
     counts = []
-    for split in (data.train_split, data.evaluation_split):
-        found = load_comparisons(
-            data.path,
-            split,
-            categories=data.categories,
-            keep=data.keep,
-            check_images="header",
-            columns=data.columns,
-        )
-        counts.append(f"{split} {len(found)} pairs")
+    splits: tuple[tuple[build.Split, str], ...] = (("train", data.train_split), ("evaluation", data.evaluation_split))
+    for split, name in splits:
+        found = build.load(load_comparisons, settings, split)
+        counts.append(f"{name} {_counted(found, settings, split, seen)}")
     return "ok", ", ".join(counts)
+
+
+def _counted(found: ComparisonSet, settings: Settings, split: str, seen: Seen) -> str:
+    """Pairs as reward and cost are trained on them; and the longest prompt of at most `MEASURED`, spread over all."""
+    if seen.encoder is None:
+        return f"{len(found)} pairs, {len(found.report.dropped)} left out"
+    every = -(-len(found) // MEASURED)
+    for i in range(0, len(found), every):
+        prompt = found[i].prompt
+        if fault(prompt, [], seen.encoder, thorough=True) is None:
+            seen.prompt_tokens = max(seen.prompt_tokens, seen.encoder.prompts([prompt]).input_ids.shape[1])
+    rows = pair_rows(found, seen.encoder, thorough=split == "evaluation" or opens_pictures(settings))
+    return f"{len(rows)} pairs, {len(found.report.dropped) + len(rows.left_out)} left out"
 
 
 def print_report(report: Report) -> None:

@@ -19,7 +19,7 @@ from safe_rlhf_v import duals
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.answering import Answering, Scoring
 from safe_rlhf_v.cli.stage_folder import read_done, require_writable
-from safe_rlhf_v.cli.stages import encodable, threshold
+from safe_rlhf_v.cli.stages import readable, threshold
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.evaluation import (
     Answer,
@@ -34,6 +34,7 @@ from safe_rlhf_v.evaluation import (
     write_report,
 )
 from safe_rlhf_v.evaluation.preference import read_preference
+from safe_rlhf_v.training.encode import write_left_out
 
 STAGES = ("sft", "reward", "cost", "guard", "policy", "direct", "iterative")
 
@@ -42,7 +43,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     """Write <output_dir>/report.html and report.json; returns {"headline": ..., "report": path of the page}."""
     start = time.monotonic()
     require_writable(Path(settings.output_dir))
-    output, world = Path(settings.output_dir), Truth(build.comparisons(settings, "evaluation").prompts())
+    output, held_out = Path(settings.output_dir), build.comparisons(settings, "evaluation")
+    world = Truth(held_out.prompts())
     scorer = Scoring(
         reward_dir := build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model"),
         cost_dir := build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model"),
@@ -53,7 +55,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     aligned_dir = build.trained(settings, "policy", settings.evaluation.model, "evaluation.model")
     base_dir = settings.evaluation.base or build.start_model(settings)
     aligned, base = Answering(aligned_dir, settings), Answering(base_dir, settings)
-    prompts, _ = encodable(world.prompts, base.encoder)
+    prompts, left_out = readable(held_out, base.encoder, thorough=True)
+    write_left_out(output, left_out)
     answers = []
     for name, model in (("base", base), ("aligned", aligned)):
         torch.manual_seed(settings.seed)

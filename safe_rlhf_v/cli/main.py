@@ -23,9 +23,6 @@ a graded guard.
 
 Start with [bold]safe-rlhf-v quickstart[/]: it needs no download and shows every stage on two CPU cores.
 
-Exit codes: 0 done; 1 a verdict, as flagged or faults found; 2 a mistake in what was given; 70 a fault of this
-program; 130 stopped.
-
 A real run takes one YAML file, which names your model and your data, and one command a stage:
 
 safe-rlhf-v train sft     --config configs/own_data.yaml
@@ -96,23 +93,6 @@ def quickstart(
     )
 
 
-@app.command(rich_help_panel="Start here")
-@user_errors
-def init(
-    folder: Annotated[Path, typer.Argument(help="Folder to write them to.")] = Path("configs"),
-) -> None:
-    """Write own_data.yaml and the recipes for models of several sizes, to be changed as you like.
-
-    Example: safe-rlhf-v init my_configs
-    """
-    from safe_rlhf_v.cli.init import write_recipes
-
-    files = write_recipes(folder)
-    plain(f"written: {len(files)} files below {folder}")
-    own = folder / "own_data.yaml"
-    plain(f"next: put your model and data into {own}, then: safe-rlhf-v doctor --config {own}")
-
-
 @app.command("settings", rich_help_panel="Start here")
 @user_errors
 def settings_command(
@@ -144,7 +124,7 @@ def doctor(
     memory: Annotated[float | None, typer.Option(min=0.1, help="GiB of the GPU you mean; else the one here.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="How many of them; else those here.")] = None,
     fsdp2: Annotated[bool, typer.Option("--fsdp2", help="The policy's separate models are cut over them.")] = False,
-    stage: Annotated[list[str] | None, typer.Option(help="sft, reward, cost, guard, direct or policy.")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="sft, reward, cost, guard, direct, iterative, policy")] = None,
     model_config: Annotated[str | None, typer.Option(help="Folder with the model's config.json alone.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt, if the settings set none.")] = None,
     reserve: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the memory to leave free.")] = 0.1,
@@ -165,8 +145,9 @@ def doctor(
     if unknown := set(stage or []) - set(known):
         raise SettingsError(f"--stage {sorted(unknown)[0]}: should be one of {', '.join(known)}")
     machine = work.this_machine(gpus, memory, fsdp2, reserve)
+    settings = settings_of(config, overrides)
     report = work.examine(
-        settings_of(config, overrides), machine, stages=stage or work.STAGES, model_config=model_config,
+        settings, machine, stages=stage or work.stages_of(settings), model_config=model_config,
         prompt_tokens=prompt_tokens,
     )  # fmt: skip
     if json_:

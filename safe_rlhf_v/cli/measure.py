@@ -20,11 +20,11 @@ from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.answering import Answering, Scoring
 from safe_rlhf_v.cli.evaluation import Truth
 from safe_rlhf_v.cli.stage_folder import read_done, write_json
-from safe_rlhf_v.cli.stages import encodable
 from safe_rlhf_v.config import Settings, load_settings
 from safe_rlhf_v.evaluation.comparison import RUN_FIELDS, answer_table
 from safe_rlhf_v.evaluation.run import collect
 from safe_rlhf_v.files import replacing
+from safe_rlhf_v.training.encode import encodable
 
 
 def measure(folder: Path) -> None:
@@ -37,7 +37,7 @@ def measure(folder: Path) -> None:
     found = Path(plan["model"], "config.json").is_file() or not Path(plan["model"]).is_dir()
     if found:
         policy = Answering(plan["model"], settings)
-        prompts, _ = encodable(world.prompts, policy.encoder)
+        prompts, _ = encodable(world.prompts, policy.encoder, thorough=True)
         torch.manual_seed(settings.seed)
         batch, samples = policy.batch_size, settings.evaluation.samples
         answers = collect(policy, prompts, judge, samples, scorer=scorer, batch_size=batch, label=str(folder))

@@ -1,23 +1,30 @@
-"""A stage's folder: finished work is skipped, killed work goes on, work of other settings is not overwritten.
+"""A stage's folder: finished work is skipped, killed work goes on, other work is not overwritten, two runs do not meet.
 
-stage.json says with which settings a stage began, done.json that it ended, with what, and how long it took.
+stage.json says with which settings, data and models a stage began, done.json that it ended, with what, and how long it
+took. While a stage works, its process holds a lock on the file `.lock`, which ends with the process.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
+import fcntl
 import json
 import os
 import shutil
+import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.cli.common import plain
+from safe_rlhf_v.cli.fingerprint import absolute, data_files, model_files
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.files import replace_text
 
+LOCK, STAGE, DONE, LEFT_OUT = ".lock", "stage.json", "done.json", "left_out.jsonl"
+MADE = " made"  # "start made" tells what stood in the folder that "start" names: the folder itself may have moved
 # What may change between a killed run and its continuation without changing the result.
 BOOKKEEPING = {
     "save_steps",
@@ -27,6 +34,7 @@ BOOKKEEPING = {
     "report_to",
     "per_device_eval_batch_size",
 }
+PATHS = ("model.path", "model.start", "data.path", "guard.benign", "guard.path", "direct.reference")
 
 
 def run_stage(
@@ -41,30 +49,82 @@ def run_stage(
     """Do `work(folder)` unless it is done; returns what it measured.
 
     sections: those of the settings that the result depends on, beside model, data and seed. inputs: what else it
-    depends on, such as the model it starts from. Raises SettingsError where the folder holds work of other settings.
+    depends on, such as the model it starts from. Raises SettingsError where the folder holds work of other settings,
+    other data or other models, or where another run is at work in it.
     """
     folder = Path(settings.output_dir) / name
-    if overwrite:
-        _throw_away(folder)
-    wanted = identity(settings, sections) | {key: str(value) for key, value in inputs.items()}
-    wanted |= {f"{key} made": made for key, value in inputs.items() if (made := _made(value))}
-    _refuse_other(folder, wanted)
+    wanted = identity(settings, sections) | {key: absolute(str(value)) for key, value in inputs.items()}
+    wanted |= made(wanted, settings)
+    if not overwrite and (measured := _kept(folder, wanted)) is not None:
+        return measured
     require_writable(folder)
+    with at_work(folder):
+        if overwrite:
+            _throw_away(folder)
+        elif (measured := _kept(folder, wanted)) is not None:  # another run has ended it while we waited
+            return measured
+        return _work(folder, wanted, work)
+
+
+def _kept(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a finished stage measured, or None. Raises SettingsError for work that is not this one's."""
+    _refuse_other(folder, wanted)
     if done := read_done(folder):
-        plain(f"{name}: done before, {folder} is kept")
+        plain(f"{folder.name}: done before, {folder} is kept")
         return dict(done["measured"])
-    if _main_process():
-        write_json(folder / "stage.json", wanted)
+    return None
+
+
+def _work(folder: Path, wanted: Mapping[str, Any], work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    if main_process():
+        write_json(folder / STAGE, wanted)
+    from safe_rlhf_v.training.encode import write_left_out
+
     start = time.monotonic()
     try:
         measured = work(folder)
-    except Exception:
-        if _main_process() and [file.name for file in folder.iterdir()] == ["stage.json"]:
-            (folder / "stage.json").unlink()  # nothing was done: a mistyped path does not stand in the way of the next
+        if main_process():
+            write_json(folder / DONE, {"seconds": round(time.monotonic() - start, 1), "measured": measured})
+    except Exception as error:
+        if main_process() and getattr(error, "left_out", None):
+            write_left_out(folder, error.left_out)  # type: ignore[attr-defined]
+        if main_process() and {file.name for file in folder.iterdir()} <= {STAGE, LOCK, LEFT_OUT}:
+            (folder / STAGE).unlink(missing_ok=True)  # nothing was done: a mistyped path does not stand in the way
+        if is_full_disk(error):
+            raise _full_disk(folder) from error
         raise
-    if _main_process():
-        write_json(folder / "done.json", {"seconds": round(time.monotonic() - start, 1), "measured": measured})
     return measured
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock. Raises SettingsError where another process has it, on this machine or, where the file
+    system can say so, on another. Of several ranks the main one holds it, and the others wait until it does.
+    """
+    handle = _lock(folder) if main_process() else None
+    _wait_for_all()
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = os.read(handle, 200).decode(errors="replace") or "of an unknown number"
+        os.close(handle)
+        raise SettingsError(
+            f"{folder}: another run is at work here (process {who}); wait for its end, or choose another output_dir"
+        ) from None
+    except OSError as error:  # a network file system without locks
+        plain(f"warning: {folder} cannot be locked ({error.strerror}): let no other run work in it")
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return handle
 
 
 def require_writable(folder: Path) -> None:
@@ -79,25 +139,36 @@ def require_writable(folder: Path) -> None:
 
 def _throw_away(folder: Path) -> None:
     """Done by the main process, while the others wait: they would take the old work for theirs."""
-    if folder.exists() and _main_process():
-        shutil.rmtree(folder)
+    if main_process():
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    _wait_for_all()
+
+
+def _wait_for_all() -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         from safe_rlhf_v.models.processes import process_state
 
         process_state().wait_for_everyone()
 
 
-def _made(source: Any) -> str | None:
-    """Tells two trainings of an input stage in the same folder apart."""
-    file = Path(str(source)) / "done.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else None
-
-
 def identity(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
-    """The settings a stage's result depends on, flat: {"reward.learning_rate": 3e-05, ...}."""
+    """The settings a stage's result depends on, flat: {"reward.learning_rate": 3e-05, ...}; local paths absolute."""
     tree = settings.model_dump(mode="json", include={"seed", "model", "data", *sections})
-    flat = _flatten(tree)
-    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in BOOKKEEPING}
+    flat = {key: value for key, value in _flatten(tree).items() if key.rpartition(".")[2] not in BOOKKEEPING}
+    return {key: absolute(value) if key in PATHS else value for key, value in flat.items()}
+
+
+def made(wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """What stands in the folders that the values name: {"start made": {"config.json": hash, ...}, ...}."""
+    found: dict[str, Any] = {}
+    for key, value in wanted.items():
+        if key in ("data.path", "guard.benign") and value:
+            found[key] = data_files(value, settings.data)
+        elif isinstance(value, str) and Path(value).is_dir():
+            found[key] = model_files(Path(value))
+    return {key + MADE: files for key, files in found.items() if files}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -108,11 +179,15 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _refuse_other(folder: Path, wanted: Mapping[str, Any]) -> None:
-    file = folder / "stage.json"
+    file = folder / STAGE
     if not file.is_file():
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    changed = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
+    before = _read(file, "with which settings it was made is not known")
+    for key in (key for key in wanted if key.endswith(MADE) and key in before and before[key] != wanted[key]):
+        raise SettingsError(_other_files(folder, key.removesuffix(MADE), before[key], wanted))
+    same = {key for key in wanted if key + MADE in wanted and before.get(key + MADE) == wanted[key + MADE]}  # moved
+    settled = same | {key for key in {**before, **wanted} if key.endswith(MADE)}
+    changed = [key for key in {**before, **wanted} if key not in settled and before.get(key) != wanted.get(key)]
     if changed:
         listed = ", ".join(f"{key} ({before.get(key)} then, {wanted.get(key)} now)" for key in changed[:4])
         raise SettingsError(
@@ -121,10 +196,32 @@ def _refuse_other(folder: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
+def _other_files(folder: Path, key: str, before: Any, wanted: Mapping[str, Any]) -> str:
+    now = wanted[key + MADE]
+    old = before if isinstance(before, Mapping) else {}
+    names = sorted(name for name in {**old, **now} if old.get(name) != now.get(name))
+    what = "the data" if key in ("data.path", "guard.benign") else f"the model {key!r}"
+    return (
+        f"{folder} was made with other files: {what} changed since, {wanted[key]}: "
+        f"{', '.join(names[:4])}{' ...' * (len(names) > 4)}; choose another output_dir, or throw it away: delete it, "
+        "or add --overwrite where the command has it"
+    )
+
+
 def read_done(folder: Path) -> dict[str, Any] | None:
     """{"seconds", "measured"} of a finished stage, or None."""
-    file = folder / "done.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    file = folder / DONE
+    if not file.is_file():
+        return None
+    return _read(file, "delete it to have the stage end once more from its newest checkpoint")
+
+
+def _read(file: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        why = "empty, as after a power cut" if not file.stat().st_size else "damaged"
+        raise SettingsError(f"{file} is {why}: {otherwise}; or add --overwrite to begin anew") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -132,5 +229,26 @@ def write_json(path: Path, value: Any) -> None:
     replace_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def _main_process() -> bool:
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that nothing more can be written: in words of torch, too."""
+    while error is not None:
+        words = str(error)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in words:
+            return True
+        if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in words or "unexpected pos" in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _full_disk(folder: Path) -> OSError:
+    from safe_rlhf_v.training.checkpoint import newest
+
+    whole = newest(folder)
+    on = f"it goes on from {whole.name}" if whole else "it begins anew"
+    return OSError(errno.ENOSPC, f"no space left on the device; free some and run again: {on}", str(folder))
+
+
+def main_process() -> bool:
+    """Whether this is the only process of a stage, or the first of several."""
     return os.environ.get("RANK", "0") == "0"

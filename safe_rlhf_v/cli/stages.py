@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +14,17 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from beavertails_v import Prompt
+from beavertails_v import ComparisonSet, Prompt
 from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.common import plain
-from safe_rlhf_v.cli.stage_folder import read_done, run_stage, write_json
+from safe_rlhf_v.cli.stage_folder import LEFT_OUT, main_process, read_done, run_stage, write_json
 from safe_rlhf_v.config import Settings, SettingsError
-from safe_rlhf_v.models.processing import Encoder, EncodingError, load_processor
+from safe_rlhf_v.models.preflight import preflight
+from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.training.card import write_card
-from safe_rlhf_v.training.encode import DataError, LeftOut, check_prompt
-from safe_rlhf_v.training.supervised import train_preference_model, train_sft
+from safe_rlhf_v.training.encode import LeftOut, dropped, encodable, write_left_out
+from safe_rlhf_v.training.supervised import opens_pictures, train_preference_model, train_sft
 
 
 def sft(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
@@ -33,6 +32,7 @@ def sft(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     base = build.base_model(settings)
 
     def work(folder: Path) -> dict[str, Any]:
+        preflight(base)
         return train_sft(
             build.comparisons(settings, "train"), build.comparisons(settings, "evaluation"), base, folder, settings
         )
@@ -54,6 +54,7 @@ def _preference(kind: Literal["reward", "cost"], settings: Settings, overwrite: 
     start = build.start_model(settings)
 
     def work(folder: Path) -> dict[str, Any]:
+        preflight(start)
         train, held_out = build.comparisons(settings, "train"), build.comparisons(settings, "evaluation")
         return train_preference_model(kind, train, held_out, start, folder, settings)
 
@@ -68,6 +69,7 @@ def guard(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
         from guard.policy import Policy
         from guard.train import GuardOptions, train_guard
 
+        preflight(start)
         section = settings.guard
         options = section.model_dump(include=set(GuardOptions.__dataclass_fields__) & set(type(section).model_fields))
         return train_guard(
@@ -99,6 +101,7 @@ def direct(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
             scores[key] = build.trained(settings, kind, getattr(section, key), f"direct.{key}")
 
     def work(folder: Path) -> dict[str, Any]:
+        preflight(start)
         train, held_out = build.comparisons(settings, "train"), build.comparisons(settings, "evaluation")
         shared = (train, held_out, start, folder, settings, section, section.reference)
         if isinstance(algorithm, SACPO):
@@ -123,6 +126,7 @@ def iterative(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
         sources = {k: build.trained(settings, kind, getattr(section, k), f"iterative.{k}") for k, kind in kinds.items()}
 
     def work(folder: Path) -> dict[str, Any]:
+        preflight(start)
         return _train_iterative(settings, folder, start, tuple(sources.values()))
 
     return run_stage("iterative", settings, ["iterative"], work, overwrite=overwrite, start=start, **sources)
@@ -136,7 +140,8 @@ def _train_iterative(settings: Settings, folder: Path, start: str, sources: Any)
     section = settings.iterative
     encoder = Encoder(load_processor(start), settings.model.max_prompt_length)
     data = build.comparisons(settings, "train")
-    prompts, left_out = encodable(data.prompts(), encoder)
+    prompts, left_out = readable(data, encoder, thorough=opens_pictures(settings))
+    write_left_out(folder, left_out)
     problem = ModelProblem(settings, folder, start, sources, prompts, build.device(), data)
     args = IterativeArguments(
         output_dir=folder,
@@ -161,7 +166,6 @@ def _train_iterative(settings: Settings, folder: Path, start: str, sources: Any)
     save_best(problem.policy(chosen), folder, settings.model.dtype)
     settings.save(folder / "settings.yaml")
     write_card(folder, "iterative", start, settings, measured)
-    (folder / "left_out.jsonl").write_text("".join(json.dumps(asdict(x)) + "\n" for x in left_out), encoding="utf-8")
     return measured
 
 
@@ -172,6 +176,7 @@ def policy(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     cost_dir = build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model")
 
     def work(folder: Path) -> dict[str, Any]:
+        preflight(start)
         return _train_policy(settings, folder, start, reward_dir, cost_dir)
 
     models = {"start": start, "reward": reward_dir, "cost": cost_dir}
@@ -188,7 +193,10 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
     data = build.comparisons(settings, "train")
     set_seed(settings.seed)  # fresh adapters: the same on every rank, and whichever stages ran before in this process
     roles = build.roles(settings, start, reward_dir, cost_dir)
-    prompts, left_out = encodable(data.prompts(), roles.encoder)
+    prompts, left_out = readable(data, roles.encoder, thorough=opens_pictures(settings))
+    demonstrations = build.demonstrations(settings, data, roles.encoder, unused := [])
+    if main_process():
+        write_left_out(folder, left_out + unused)
     trainer = OnlineTrainer(
         roles,
         build.algorithm(settings, bound),
@@ -196,7 +204,7 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
         prompts,
         build.online_arguments(settings, folder),
         measure=build.measure(settings),
-        demonstrations=build.demonstrations(settings, data, roles.encoder),
+        demonstrations=demonstrations,
         engine=build.engine(settings, start, roles, folder),
     )
     result = trainer.train(resume_from_checkpoint="auto")
@@ -214,9 +222,6 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
             shutil.rmtree(sent)
         settings.save(folder / "settings.yaml")
         write_card(folder, "policy", start, settings, measured)
-        (folder / "left_out.jsonl").write_text(
-            "".join(json.dumps(asdict(x)) + "\n" for x in left_out), encoding="utf-8"
-        )
     trainer.accelerator.wait_for_everyone()
     return measured
 
@@ -313,22 +318,13 @@ def show_suggestions(bound: float, cost_dir: Path, folder: Path) -> None:
     plain(describe_suggestions(found))
 
 
-def encodable(prompts: Sequence[Prompt], encoder: Encoder) -> tuple[list[Prompt], list[LeftOut]]:
-    """The prompts that the model can read, and the others by name."""
-    kept, left_out = [], []
-    for i, prompt in enumerate(prompts):
-        try:
-            check_prompt(prompt, encoder)
-            kept.append(prompt)
-        except EncodingError as error:
-            left_out.append(LeftOut(i, prompt.id, type(error).__name__, str(error)))
-    if not kept:
-        raise DataError(
-            f"none of {len(prompts)} prompts can be encoded: {left_out[0].detail if left_out else 'there are none'}"
-        )
+def readable(data: ComparisonSet, encoder: Encoder, *, thorough: bool = False) -> tuple[list[Prompt], list[LeftOut]]:
+    """The prompts of a data set that the model can read; the others, said and by name, after those loading left out."""
+    prompts = data.prompts()
+    kept, left_out = encodable(prompts, encoder, data, thorough=thorough)
     if left_out:
-        plain(f"{len(left_out)} of {len(prompts)} prompts left out, see left_out.jsonl")
-    return kept, left_out
+        plain(f"{len(left_out)} of {len(prompts)} prompts left out, see {LEFT_OUT}")
+    return kept, dropped(data) + left_out
 
 
 def evaluate(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from safe_rlhf_v.models.source import ModelError
+from safe_rlhf_v.models.source import ModelError, reading
+from safe_rlhf_v.models.weights import read_tensors
 
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -99,10 +100,11 @@ def save_adapter(backbone: Any, name: str, folder: Path) -> None:
 def load_adapter(backbone: Any, folder: str | Path, name: str) -> None:
     """Inject a saved PEFT adapter under `name`, taking gradients; the base is frozen. Raises where it does not fit."""
     folder = Path(folder)
-    config = LoraConfig.from_pretrained(str(folder))
+    with reading(folder, f"its {CONFIG_FILE} cannot be read", (CONFIG_FILE,)):
+        config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False
     mine = inject(backbone, config, name)
-    weights = {k.removeprefix("base_model.model."): v for k, v in load_file(folder / ADAPTER_FILE).items()}
+    weights = {k.removeprefix("base_model.model."): v for k, v in read_tensors(folder / ADAPTER_FILE).items()}
     outcome = set_peft_model_state_dict(backbone, weights, adapter_name=name)
     missing = sorted(mine.keys() & set(outcome.missing_keys))
     if missing or outcome.unexpected_keys:

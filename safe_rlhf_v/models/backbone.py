@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +21,16 @@ from safe_rlhf_v.models.adapters import CONFIG_FILE, LoraSettings, adapter_param
 from safe_rlhf_v.models.collation import alike, in_order, join
 from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.quirks import LOGIT_CAPS, LOGIT_DIVISORS, LOGIT_FACTORS, UNJOINABLE
-from safe_rlhf_v.models.source import ModelError, reading, trust_remote_code
+from safe_rlhf_v.models.source import ModelError, is_model, reading, trust_remote_code
 from safe_rlhf_v.models.vision_cache import encode_images
+from safe_rlhf_v.models.weights import DamagedFile, read_json, weight_shapes
 from safe_rlhf_v.types import Inputs, Responses
 
 __all__ = [
     "LoraSettings",
     "adapter_parameters",
     "add_lora",
+    "base_of",
     "encode_images",
     "fingerprint",
     "freeze_vision",
@@ -65,7 +66,7 @@ def load_backbone(
     adapters = [] if adapter is None else [Path(adapter)]
     while (config := _adapter_config(path)) is not None:
         adapters.insert(0, Path(path))
-        path = _base_of(path, config)
+        path = base_of(path, config)
     if adapters and quantization:
         raise ModelError(
             f"adapter {adapters[0]} cannot be merged into {quantization} weights without rounding it away: "
@@ -76,12 +77,15 @@ def load_backbone(
         options["quantization_config"] = _quantization(quantization, dtype)
         options["device_map"] = {"": process_state().device if device is None else device}
     options = {"dtype": to_dtype(dtype)} | {k: v for k, v in options.items() if v is not None}
+    weight_shapes(path)
     with reading(path, "not a vision-language model that transformers can load"):
         model = AutoModelForImageTextToText.from_pretrained(path, **options)
     if (kind := model.config.model_type) in UNJOINABLE:
         raise ModelError(f"model type {kind} is not supported: {UNJOINABLE[kind]}")
     for folder in adapters:
-        model = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+        weight_shapes(folder)
+        with reading(folder, "an adapter that does not fit its base", (CONFIG_FILE,)):
+            model = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
     if quantization:
         _keep_differentiable(model)
     elif device is not None:
@@ -222,12 +226,30 @@ def on_device(model: Any, value: Any) -> Any:
 
 def _adapter_config(path: str | Path) -> dict[str, Any] | None:
     file = Path(path) / CONFIG_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    try:
+        return dict(read_json(file)) if file.is_file() else None
+    except (DamagedFile, TypeError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: copy or fetch it again ({error})") from None
 
 
-def _base_of(adapter: str | Path, config: dict[str, Any]) -> str:
+def chain(path: str | Path) -> list[str | Path]:
+    """A model's folder or hub id, and below an adapter its base, down to a whole model."""
+    found = [path]
+    while (config := _adapter_config(found[-1])) is not None:
+        found.append(base_of(found[-1], config))
+    return found
+
+
+def base_of(adapter: str | Path, config: dict[str, Any]) -> str:
+    """The base's folder or hub id; where a run was moved, the base that was moved with it."""
+    if not config.get("base_model_name_or_path"):
+        raise ModelError(f"{Path(adapter) / CONFIG_FILE} names no base_model_name_or_path")
     base = str(config["base_model_name_or_path"])
     if Path(base).is_absolute() and not Path(base).is_dir():
+        beside = [parent / Path(base).name for parent in Path(adapter).resolve().parents[:2]]
+        moved = [folder for folder in beside if folder != Path(adapter).resolve() and is_model(folder)]
+        if moved:
+            return str(moved[0])
         raise FileNotFoundError(
             f"adapter {adapter} stands on {base}, which is not there: put it back, or correct base_model_name_or_path "
             f"in its {CONFIG_FILE}"

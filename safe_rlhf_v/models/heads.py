@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from safe_rlhf_v.models.adapters import ADAPTER_FILE, LoraSettings, add_lora, load_adapter, save_adapter
-from safe_rlhf_v.models.backbone import fingerprint, hidden_states, load_backbone
+from safe_rlhf_v.models.adapters import ADAPTER_FILE, CONFIG_FILE, LoraSettings, add_lora, load_adapter, save_adapter
+from safe_rlhf_v.models.backbone import base_of, fingerprint, hidden_states, load_backbone
 from safe_rlhf_v.models.prefix import last_state, response_states
 from safe_rlhf_v.models.processing import load_processor
+from safe_rlhf_v.models.source import reading
+from safe_rlhf_v.models.weights import DamagedFile, read_json, read_tensors
 from safe_rlhf_v.tensors import pool_last
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -89,8 +91,9 @@ class HeadedModel(nn.Module):
         folder = Path(folder)
         description = read_description(folder)
         if (folder / ADAPTER_FILE).is_file():
-            config = LoraConfig.from_pretrained(str(folder))
-            source = config.base_model_name_or_path if base is None else base
+            with reading(folder, f"its {CONFIG_FILE} cannot be read", (CONFIG_FILE,)):
+                config = LoraConfig.from_pretrained(str(folder))
+            source = base_of(folder, config.to_dict()) if base is None else base
             backbone = load_backbone(source, **load) if isinstance(source, (str, Path)) else source
             load_adapter(backbone, folder, "default")
             model = cls(backbone, description["heads"], bias=description["bias"])
@@ -115,12 +118,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     for name in (DESCRIPTION_FILE, HEADS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: it is not a model with heads, or it has lost them")
-    return dict(json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8")))
+    description = read_json(folder / DESCRIPTION_FILE)
+    if not isinstance(description, dict) or not {"heads", "bias"} <= description.keys():
+        raise DamagedFile(f"{folder / DESCRIPTION_FILE} does not say which heads there are: copy or fetch it again")
+    return description
 
 
 def load_heads(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
     """Weights of every head the description names; an error naming each that is missing."""
-    weights = load_file(folder / HEADS_FILE)
+    weights = read_tensors(folder / HEADS_FILE)
     missing = [name for name in description["heads"] if f"{name}.weight" not in weights]
     if missing:
         raise ValueError(f"{folder / HEADS_FILE} lacks the heads {missing} that {DESCRIPTION_FILE} names")

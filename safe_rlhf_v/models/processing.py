@@ -7,14 +7,17 @@ several mix freely, and token-shaped extras are padded on the same side as the i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import transformers
+from jinja2 import TemplateError
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
+from beavertails_v.images import ImageError
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.models.collation import as_row, collate, join, join_vision, row_bytes, stack_responses
 from safe_rlhf_v.models.lru import Lru
@@ -28,6 +31,8 @@ __all__ = [
     "PromptTooLong",
     "ResponseTooLong",
     "SpecialTokenInText",
+    "TemplateFault",
+    "UnreadablePicture",
     "collate",
     "join",
     "join_vision",
@@ -35,6 +40,9 @@ __all__ = [
     "placeholder_ids",
     "stack_responses",
 ]
+
+
+_PLACE = re.compile(r"\A\s*<image>\s*|\s*<image>\s*\Z")
 
 
 class EncodingError(ValueError):
@@ -58,6 +66,14 @@ class ResponseTooLong(EncodingError):
 
 class SpecialTokenInText(EncodingError):
     """A text spells a special token of the model: it would add a picture that is not there, or forge a turn."""
+
+
+class UnreadablePicture(EncodingError):
+    """A picture cannot be decoded, or the processor refuses it, as some do those of extreme shapes."""
+
+
+class TemplateFault(ModelError):
+    """The model's chat template cannot be rendered: a fault of the model, not of a row."""
 
 
 def load_processor(path: str | Path) -> ProcessorMixin:
@@ -122,7 +138,8 @@ class Encoder:
         if {self.eos_id, self.pad_id} & set(self.placeholder_ids):
             raise ModelError("the tokenizer uses an image placeholder as eos_token or pad_token: give it another")
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        self._special = tuple(special | set(self.tokenizer.convert_ids_to_tokens(list(self.placeholder_ids))))
+        self._placeholders = set(self.tokenizer.convert_ids_to_tokens(list(self.placeholder_ids)))
+        self._special = tuple(special | self._placeholders)
         self._cache: Lru[Inputs] = Lru(cache_bytes, row_bytes)
 
     def prompts(self, prompts: Sequence[Prompt]) -> Inputs:
@@ -140,9 +157,30 @@ class Encoder:
 
     def render(self, prompt: Prompt) -> str:
         """The chat text of a prompt: its pictures, then its question, then the generation prompt."""
-        content = [{"type": "image"} for _ in prompt.images] + [{"type": "text", "text": prompt.text}]
+        content = [{"type": "image"} for _ in prompt.images] + [{"type": "text", "text": self.question(prompt)}]
         messages = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+        try:
+            return str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            where = getattr(self.tokenizer, "name_or_path", "") or "the model"
+            raise TemplateFault(
+                f"{where}: its chat template cannot be rendered ({str(error).strip().partition(chr(10))[0]}); copy "
+                "chat_template.jinja from the model it was made of, or give the processor one"
+            ) from error
+
+    def question(self, prompt: Prompt) -> str:
+        """A prompt's text; beside exactly one picture without the '<image>' that data of LLaVA's form begin or end
+        with, since the chat template puts the picture in."""
+        return _PLACE.sub("", prompt.text) if self.marks_place(prompt) else prompt.text
+
+    def marks_place(self, prompt: Prompt) -> bool:
+        """Whether the text says itself where its one picture stands, and says something else besides."""
+        alone = len(prompt.images) == 1 and prompt.text.count("<image>") == 1
+        return alone and bool(_PLACE.sub("", prompt.text).strip())
+
+    def refuse_special(self, prompt: Prompt) -> None:
+        """Raises SpecialTokenInText where the text of a prompt spells a special token."""
+        self._refuse_special(self.question(prompt), f"prompt {prompt.id}")
 
     def _prompt(self, prompt: Prompt) -> Inputs:
         key = prompt.id
@@ -153,12 +191,15 @@ class Encoder:
         return row
 
     def _encode(self, prompt: Prompt, prompt_id: str) -> Inputs:
-        self._refuse_special(prompt.text, f"prompt {prompt_id}")
+        self.refuse_special(prompt)
         text = self.render(prompt)
         bos = self.tokenizer.bos_token
         options = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-        images = [[image.load() for image in prompt.images]] if prompt.images else None
-        data = self.processor(text=[text], images=images, return_tensors="pt", **options)
+        try:
+            images = [[image.load() for image in prompt.images]] if prompt.images else None
+            data = self.processor(text=[text], images=images, return_tensors="pt", **options)
+        except (ImageError, ValueError) as error:
+            raise UnreadablePicture(f"prompt {prompt_id}: {str(error).strip().partition(chr(10))[0]}") from error
         row = as_row(data, "".join(image.sha256 for image in prompt.images))
         row = self._without_eos(row, text)
         length = row.input_ids.shape[1]
@@ -195,7 +236,8 @@ class Encoder:
     def _refuse_special(self, text: str, where: str) -> None:
         for token in self._special:
             if token in text:
-                raise SpecialTokenInText(f"{where}: the text contains the special token {token!r}; remove it")
+                why = " (the picture is put in by the chat template)" if token in self._placeholders else ""
+                raise SpecialTokenInText(f"{where}: the text contains the special token {token!r}; remove it{why}")
 
 
 def placeholder_ids(processor: Any, config: Any = None) -> tuple[int, ...]:

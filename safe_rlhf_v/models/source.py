@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 from transformers import ProcessorMixin
 
 MODEL = ("config.json", "adapter_config.json")  # any one marks a folder as a model's
@@ -14,6 +18,10 @@ PROCESSOR = (*MODEL, "processor_config.json", "preprocessor_config.json")  # or 
 
 
 TRUST = "SAFE_RLHF_V_TRUST_REMOTE_CODE"
+# what reading a user's files raises: of the system, of a damaged JSON or text (ValueError), of values of another kind
+FAULTS = (
+    OSError, ValueError, TypeError, ImportError, KeyError, AttributeError, RuntimeError, SafetensorError, TemplateError,
+)  # fmt: skip
 
 
 class ModelError(ValueError):
@@ -31,8 +39,12 @@ def reading(path: str | Path, lacks: str, marks: Sequence[str] = MODEL) -> Itera
         raise ModelError(f"{path}: holds no config.json, so it is no model in transformers' format")
     try:
         yield
-    except (OSError, ValueError, TypeError, ImportError) as error:  # whichever of its parts fails first
-        why = str(error).strip().partition("\n")[0]
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except FAULTS as error:  # whichever of its parts fails first
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        if package := missing_package(error):
+            raise ModelError(f"{path}: needs the package {package}: pip install {package}") from error
         if "trust_remote_code" in str(error) and not trust_remote_code():
             raise ModelError(
                 f"{path}: brings Python code of its own, which would run on this machine; read it, then set the "
@@ -41,6 +53,21 @@ def reading(path: str | Path, lacks: str, marks: Sequence[str] = MODEL) -> Itera
         if folder.exists():
             raise ModelError(f"{path}: {lacks} ({why})") from error
         raise ModelError(f"{path}: no such folder, and not to be had from the hub ({why})") from error
+
+
+def missing_package(error: BaseException) -> str | None:
+    """The package that an ImportError asks for: by its name, or as transformers words it; None of any other error."""
+    if not isinstance(error, ImportError):
+        return None
+    if error.name and "cannot import name" not in str(error):
+        return error.name.partition(".")[0]
+    words = re.search(r"pip install ([\w.-]+)|requires the ([\w.-]+) library", str(error))
+    return (words[1] or words[2].lower()) if words else None
+
+
+def is_model(folder: Path) -> bool:
+    """Whether it is a folder that holds a model or an adapter."""
+    return any((folder / name).is_file() for name in MODEL)
 
 
 def trust_remote_code() -> bool:

@@ -14,11 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
+
+from safe_rlhf_v.models.weights import DamagedFile, damage, read_json, read_tensors, read_torch, require_whole
 
 NAME = re.compile(r"checkpoint-(\d+)$")
 STATE, WEIGHTS, OPTIMIZERS, RNG = "trainer_state.json", "trainable.safetensors", "optimizers.pt", "rng.pt"
@@ -40,9 +44,51 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted(whole, key=step_of)
 
 
+def newest(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint whose files are all whole, or None."""
+    return next((path for path in reversed(checkpoints(output_dir)) if damage(path) is None), None)
+
+
 def latest_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None. Unfinished ones are not looked at."""
-    return (checkpoints(output_dir) or [None])[-1]  # type: ignore[list-item]
+    """The newest whole checkpoint of a run, or None. Unfinished ones are not looked at.
+
+    A damaged one is passed over and named. Raises CheckpointError where there are damaged ones alone: to begin anew
+    would throw work away that may only need to be copied once more. A kill may leave a state that has no end.
+    """
+    found = newest(output_dir)
+    damaged = [path for path in checkpoints(output_dir) if found is None or step_of(path) > step_of(found)]
+    if found is None and (lost := [path for path in damaged if _ended(path)]):
+        raise CheckpointError(
+            f"{damage(lost[-1])}; there is no whole checkpoint to go on from: delete {lost[-1].name} to begin anew, or "
+            "add --overwrite"
+        )
+    if damaged and os.environ.get("RANK", "0") == "0":
+        instead = f"{found} is taken in its place" if found else "the run begins anew"
+        print(f"warning: {damage(damaged[-1])}; {instead}", flush=True)
+    return found
+
+
+def _ended(checkpoint: Path) -> bool:
+    """Whether the state, which is written last, is whole."""
+    try:
+        require_whole(checkpoint / STATE)
+    except DamagedFile:
+        return False
+    return True
+
+
+@contextmanager
+def resuming(checkpoint: str | Path) -> Iterator[None]:
+    """Around what reads a checkpoint: a file damaged inside is an error that names the checkpoint."""
+    try:
+        yield
+    except (ValueError, EOFError, KeyError, SafetensorError, UnpicklingError, RuntimeError) as error:
+        if isinstance(error, CheckpointError | torch.OutOfMemoryError):
+            raise
+        why = damage(Path(checkpoint)) or str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{checkpoint} cannot be read ({why}): delete it to go on from the one before, or add --overwrite"
+        ) from error
 
 
 def step_of(checkpoint: Path) -> int:
@@ -130,13 +176,14 @@ def write(folder: Path, contents: Contents) -> None:
 def read(folder: Path) -> Contents:
     """What `write` wrote. Tensors come on the CPU. Raises CheckpointError for a folder that is not a checkpoint."""
     step_of(folder)
-    return Contents(
-        trainable=load_file(folder / WEIGHTS),
-        # mapped, not read: ranks that each take a part of a large state share one copy of it
-        optimizers=torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True, mmap=True),
-        rng=torch.load(folder / RNG, map_location="cpu", weights_only=True),
-        state=json.loads((folder / STATE).read_text(encoding="utf-8")),
-    )
+    with resuming(folder):
+        return Contents(
+            trainable=read_tensors(folder / WEIGHTS),
+            # mapped, not read: ranks that each take a part of a large state share one copy of it
+            optimizers=read_torch(folder / OPTIMIZERS, mmap=True),
+            rng=read_torch(folder / RNG),
+            state=read_json(folder / STATE),
+        )
 
 
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], may_differ: frozenset[str]) -> None:

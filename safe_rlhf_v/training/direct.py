@@ -33,8 +33,10 @@ from safe_rlhf_v.training.supervised import (
     Resume,
     finish,
     fit,
+    list_left_out,
     load_for_training,
     lora_settings,
+    opens_pictures,
     save_policy,
     training_arguments,
 )
@@ -77,7 +79,9 @@ def train_direct(
     if section.use_lora:  # dropout would make log pi differ from log ref by chance
         add_lora(backbone, lora_settings(settings, dropout=0.0))
     model = ResponseLogps(backbone, encoder.placeholder_ids)
-    rows, held_out = DirectRows(train, encoder, algorithm), DirectRows(evaluation, encoder)
+    rows = DirectRows(train, encoder, algorithm, thorough=opens_pictures(settings))
+    held_out = DirectRows(evaluation, encoder, thorough=True)
+    list_left_out(output_dir, (train, rows), (evaluation, held_out))
     trainer = DirectTrainer(
         model,
         training_arguments(section, output_dir, settings.seed),
@@ -101,7 +105,7 @@ def train_direct(
     trainer.make_whole()
     if trainer.is_world_process_zero():
         save_policy(backbone, encoder, output_dir, settings, base if section.use_lora else None)
-    return finish(trainer, "direct", base, settings, rows, held_out, measured)  # type: ignore[arg-type]
+    return finish(trainer, "direct", base, settings, (train, rows), (evaluation, held_out), measured)
 
 
 def _scorers(

@@ -21,6 +21,7 @@ from beavertails_v.schema import Comparison, LabelledResponse, Prompt
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
 from safe_rlhf_v.files import replacing
 from safe_rlhf_v.models.processing import Encoder
+from safe_rlhf_v.models.weights import DamagedFile, require_whole
 from safe_rlhf_v.training.encode import DataError, PairCollator, ResponseCollator, interleaved, pair_rows
 
 
@@ -30,10 +31,17 @@ class DirectRows(Dataset[Any]):
     left_out: what cannot be encoded or, for an algorithm that learns nothing of it, is of two unsafe responses.
     """
 
-    def __init__(self, data: Sequence[Comparison], encoder: Encoder, algorithm: DirectAlgorithm | None = None) -> None:
-        """algorithm: what the rows train; None for rows that are only measured."""
+    def __init__(
+        self,
+        data: Sequence[Comparison],
+        encoder: Encoder,
+        algorithm: DirectAlgorithm | None = None,
+        *,
+        thorough: bool = False,
+    ) -> None:
+        """algorithm: what the rows train; None for rows that are only measured. thorough: as of `check_prompt`."""
         drops = algorithm is not None and algorithm.drops_both_unsafe
-        self._rows = pair_rows(data, encoder, _both_unsafe if drops else None)
+        self._rows = pair_rows(data, encoder, _both_unsafe if drops else None, thorough=thorough)
         self.left_out = self._rows.left_out
         self.columns: dict[str, Tensor] = {}
         self.demonstrations: Sequence[LabelledResponse] | Any = ()
@@ -113,8 +121,10 @@ class DirectCollator:
 
 
 def read_columns(path: Path, key: str) -> dict[str, Tensor] | None:
-    """The columns written for this key, or None."""
-    if not path.is_file():
+    """The columns written for this key; None where there are none, or a damaged file: they are computed once more."""
+    try:
+        require_whole(path)
+    except DamagedFile:
         return None
     with safe_open(path, "pt") as file:
         if (file.metadata() or {}).get("key") != key:

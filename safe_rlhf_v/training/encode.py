@@ -5,33 +5,78 @@ Shapes: B rows (pairs, or single responses), P prompt length, R response length.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset
 
 from beavertails_v.schema import Comparison, LabelledResponse, Prompt
-from safe_rlhf_v.models.processing import Encoder, EncodingError, SpecialTokenInText
+from safe_rlhf_v.files import replace_text
+from safe_rlhf_v.models.processing import Encoder, EncodingError
 from safe_rlhf_v.types import PairBatch, Responses
 
 Pick = Literal["all", "more_helpful", "safer", "both"]
 
 
 class DataError(ValueError):
-    """The data cannot be trained on. The message says what is wrong with it."""
+    """The data cannot be trained on. The message says what is wrong with it; left_out: the rows that are missing."""
+
+    def __init__(self, message: str, left_out: Sequence[LeftOut] = ()) -> None:
+        super().__init__(message)
+        self.left_out = list(left_out)
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that cannot be encoded: its position in the data, its prompt and why."""
+    """A row that cannot be used: where it stands, its prompt and why.
+
+    row: in its file from 1, as an editor counts lines; of rows that came from no file, the position from 0.
+    """
 
     row: int
     prompt_id: str
     reason: str
     detail: str
+    file: str = ""
+    split: str = ""
+
+
+def left_out_at(data: Any, i: int, prompt: Prompt, reason: str, detail: str) -> LeftOut:
+    """Row i of a data set by the file, row and split it came from."""
+    file, row = data.origin(i) if hasattr(data, "origin") else ("", i)
+    return LeftOut(row, prompt.id, reason, detail, str(file), getattr(getattr(data, "report", None), "split", ""))
+
+
+def dropped(data: Any) -> list[LeftOut]:
+    """The rows that loading left out of a data set already."""
+    report = getattr(data, "report", None)
+    rows = report.dropped if report is not None else []
+    return [LeftOut(x.row, "", x.reason, x.detail, str(x.file), x.split or report.split) for x in rows]
+
+
+def write_left_out(path: str | Path, left_out: Sequence[LeftOut]) -> None:
+    """A row an object, the place first; into left_out.jsonl of a folder, or into a file."""
+    order = ("split", "file", "row", "prompt_id", "reason", "detail")
+    lines = [json.dumps({name: getattr(x, name) for name in order}, ensure_ascii=False) + "\n" for x in left_out]
+    text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # half a character pair, which JSON reads back
+    replace_text(Path(path) / "left_out.jsonl" if Path(path).is_dir() else Path(path), text)
+
+
+def nothing_left(what: str, count: int, left_out: Sequence[LeftOut]) -> DataError:
+    """An error that says of all rows why they are left out, and of the most frequent reason which row is the first."""
+    if not left_out:
+        return DataError(f"{what}: the data set is empty")
+    reasons = Counter(x.reason for x in left_out)
+    first = next(x for x in left_out if x.reason == reasons.most_common(1)[0][0])
+    where = f"{first.file} row {first.row}: " if first.file else ""
+    return DataError(
+        f"{what}: {count} of {count} rows left out, {dict(reasons)}; for example {where}{first.detail}", left_out
+    )
 
 
 class Rows(Dataset[Any]):
@@ -39,8 +84,8 @@ class Rows(Dataset[Any]):
 
     def __init__(self, get: Callable[[Any], Any], keys: Sequence[Any], left_out: Sequence[LeftOut]) -> None:
         if not keys:
-            reasons = dict(Counter(x.reason for x in left_out))
-            raise DataError(f"no row is left to train on; left out: {reasons or 'the data set is empty'}")
+            split = next((f" of split {x.split!r}" for x in left_out if x.split), "")
+            raise nothing_left(f"no row{split} is left", len({(x.file, x.row) for x in left_out}), left_out)
         self._get, self._keys, self.left_out = get, list(keys), list(left_out)
 
     def __len__(self) -> int:
@@ -51,48 +96,92 @@ class Rows(Dataset[Any]):
 
 
 def pair_rows(
-    data: Sequence[Comparison], encoder: Encoder, also: Callable[[Comparison], tuple[str, str] | None] | None = None
+    data: Sequence[Comparison],
+    encoder: Encoder,
+    also: Callable[[Comparison], tuple[str, str] | None] | None = None,
+    *,
+    thorough: bool = False,
 ) -> Rows:
     """The pairs whose prompt and two responses can be encoded and whose responses are different tokens.
 
-    also: (reason, detail) of a pair that is left out beside these, or None for one that stays.
+    also: (reason, detail) of a pair that is left out beside these, or None for one that stays. thorough: as of
+    `check_prompt`.
     """
     kept, left_out = [], []
     for i in range(len(data)):
-        fault = _fault(data[i], encoder) or (also(data[i]) if also is not None else None)
+        row = data[i]
+        fault = _pair_fault(row, encoder, thorough) or (also(row) if also is not None else None)
         if fault is None:
             kept.append(i)
         else:
-            left_out.append(LeftOut(i, data[i].prompt.id, *fault))
+            left_out.append(left_out_at(data, i, row.prompt, *fault))
     return Rows(data.__getitem__, kept, left_out)
 
 
-def _fault(row: Comparison, encoder: Encoder) -> tuple[str, str] | None:
-    try:
-        check_prompt(row.prompt, encoder)
-        first, second = (encoder.responses([r.text]).ids.tolist() for r in row.responses)
-    except EncodingError as error:
-        return type(error).__name__, str(error)
+def _pair_fault(row: Comparison, encoder: Encoder, thorough: bool) -> tuple[str, str] | None:
+    texts = [r.text for r in row.responses]
+    if found := fault(row.prompt, texts, encoder, thorough=thorough):
+        return found
+    first, second = (encoder.responses([text]).ids.tolist() for text in texts)
     return ("identical", "both responses are the same tokens") if first == second else None
 
 
-def response_rows(data: Sequence[Comparison] | Sequence[LabelledResponse], pick: Pick, encoder: Encoder) -> Rows:
+def response_rows(
+    data: Sequence[Comparison] | Sequence[LabelledResponse], pick: Pick, encoder: Encoder, *, thorough: bool = False
+) -> Rows:
     """Single responses: those of LabelledResponses, or of Comparisons the picked ones: all, the more helpful, the
-    safer, or those that are both."""
+    safer, or those that are both. thorough: as of `check_prompt`."""
     kept, left_out = [], []
     for i in range(len(data)):
         row = data[i]
         chosen = picked(row, pick)
         if not chosen:
-            left_out.append(LeftOut(i, row.prompt.id, "AxesDisagree", "no response is preferred on both axes"))
+            why = ("AxesDisagree", "no response is preferred on both axes")
+            left_out.append(left_out_at(data, i, row.prompt, *why))
         for k in chosen:
-            try:
-                check_prompt(row.prompt, encoder)
-                encoder.responses([labelled(row, k).response.text])
+            found = fault(row.prompt, [labelled(row, k).response.text], encoder, thorough=thorough)
+            if found is None:
                 kept.append((i, k))
-            except EncodingError as error:
-                left_out.append(LeftOut(i, row.prompt.id, type(error).__name__, str(error)))
+            else:
+                left_out.append(left_out_at(data, i, row.prompt, *found))
     return Rows(lambda key: labelled(data[key[0]], key[1]), kept, left_out)
+
+
+def fault(prompt: Prompt, texts: Sequence[str], encoder: Encoder, *, thorough: bool = False) -> tuple[str, str] | None:
+    """The one gate of every row, split and command: (reason, detail) where prompt or texts cannot be encoded."""
+    try:
+        check_prompt(prompt, encoder, thorough=thorough)
+        for text in texts:
+            encoder.responses([text])
+    except EncodingError as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+def encodable(
+    prompts: Sequence[Prompt], encoder: Encoder, data: Any = None, *, thorough: bool = False
+) -> tuple[list[Prompt], list[LeftOut]]:
+    """The prompts that the model can read, and the others by name and, of a data set, by file, row and split.
+
+    Raises DataError where there are none.
+    """
+    found = {i: why for i, prompt in enumerate(prompts) if (why := fault(prompt, [], encoder, thorough=thorough))}
+    places = _places(data) if found and hasattr(data, "origin") else {}
+    left_out = [
+        left_out_at(data, places[prompts[i].id], prompts[i], *why) if places else left_out_at(None, i, prompts[i], *why)
+        for i, why in found.items()
+    ]
+    if len(found) == len(prompts):
+        raise nothing_left("no prompt is left", len(prompts), left_out)
+    return [prompt for i, prompt in enumerate(prompts) if i not in found], left_out
+
+
+def _places(data: Any) -> dict[str, int]:
+    """Prompt ids to the first row that has them."""
+    places: dict[str, int] = {}
+    for i in range(len(data)):
+        places.setdefault(data[i].prompt.id, i)
+    return places
 
 
 def picked(row: Comparison | LabelledResponse, pick: Pick) -> tuple[int, ...]:
@@ -109,14 +198,15 @@ def labelled(row: Comparison | LabelledResponse, k: int) -> LabelledResponse:
     return row if isinstance(row, LabelledResponse) else LabelledResponse(prompt=row.prompt, response=row.responses[k])
 
 
-def check_prompt(prompt: Prompt, encoder: Encoder) -> None:
-    """Raises EncodingError where the prompt cannot be encoded. Pictures are opened only where length is limited."""
-    if encoder.max_prompt_length is not None:
+def check_prompt(prompt: Prompt, encoder: Encoder, *, thorough: bool = False) -> None:
+    """Raises EncodingError where the prompt cannot be encoded.
+
+    Pictures are opened where length is limited, or where thorough: of rows that are few, or that loading looked at
+    only in part.
+    """
+    encoder.refuse_special(prompt)
+    if thorough or encoder.max_prompt_length is not None:
         encoder.prompts([prompt])
-        return
-    spelt = [t for t in encoder.tokenizer.convert_ids_to_tokens(list(encoder.placeholder_ids)) if t in prompt.text]
-    if spelt:
-        raise SpecialTokenInText(f"prompt {prompt.id}: the text contains {spelt[0]!r}, a special token of this model")
 
 
 @dataclass(frozen=True, slots=True)

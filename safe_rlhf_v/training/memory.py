@@ -19,8 +19,8 @@ from safe_rlhf_v.models.footprint import Sizes, Step, sizes, step_peak
 from safe_rlhf_v.training.supervised import lora_settings
 
 FLOAT = 4  # bytes of float32: adapters, their gradients, AdamW's two moments
-PAIRS = ("reward", "cost", "direct")  # a row of the data is two rows of a forward
-SUPERVISED = ("sft", "reward", "cost", "guard", "direct")
+PAIRS = ("reward", "cost", "direct", "iterative")  # a row of the data is two rows of a forward
+SUPERVISED = ("sft", "reward", "cost", "guard", "direct", "iterative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +70,14 @@ def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) ->
     step = Step(
         rows=rows, length=at.prompt + at.response, response=at.response, prompts=shared, lora=lora,
         autocast=section.bf16,
-        loss="logps" if stage in ("sft", "direct") else "score", checkpointing=checkpointing,
+        loss="logps" if stage in ("sft", "direct", "iterative") else "score", checkpointing=checkpointing,
     )  # fmt: skip
     number = size.adapter if lora else size.trainable
     if stage in ("reward", "cost", "guard") and not lora:
         number -= 0 if size.tied else size.width * size.vocabulary  # its output layer is frozen
     each = FLOAT if lora else to_dtype(model.dtype).itemsize
     held = {"backbone": size.weights, "adapter": size.adapter * FLOAT if lora else 0}
+    held |= {"start, reward and cost model": 3 * size.weights} if stage == "iterative" else {}  # while it samples
     held |= {"optimizer": _moments(section.optim, number, each)}
     return StageMemory(stage=stage, held=_some(held), passing={"step": step_peak(path, model.dtype, step)})
 

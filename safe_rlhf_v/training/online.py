@@ -39,6 +39,7 @@ from safe_rlhf_v.training.guidance import BoundWatch, describe, summary, thresho
 from safe_rlhf_v.training.optimization import Demonstrations, Updater, trained_networks
 from safe_rlhf_v.training.runtime import (
     MetricsLog,
+    NotFinite,
     ShuffledIndices,
     fingerprint,
     load_rng_state,
@@ -160,7 +161,7 @@ class OnlineTrainer:
         rewards, costs = self.accelerator.gather(torch.stack([rollout.rewards, rollout.costs], dim=1)).T.cpu()
         for name, scores in (("rewards", rewards), ("costs", costs)):
             if not bool(scores.isfinite().all()):
-                raise FloatingPointError(
+                raise NotFinite(
                     f"step {self.step}: {int((~scores.isfinite()).sum())} of {len(scores)} {name} are not finite; look "
                     f"at the {name[:-1]} model or the scorer, and resume from the last checkpoint"
                 )

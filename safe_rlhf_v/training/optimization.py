@@ -25,7 +25,7 @@ from safe_rlhf_v.models.zero3 import Zero3Role
 from safe_rlhf_v.models.zero3_parts import load_optimizer_state, optimizer_state
 from safe_rlhf_v.rollout import minibatch
 from safe_rlhf_v.training.arguments import OnlineArguments
-from safe_rlhf_v.training.runtime import Averages, ShuffledIndices, average_gradients
+from safe_rlhf_v.training.runtime import Averages, NotFinite, ShuffledIndices, average_gradients
 from safe_rlhf_v.types import Advantages, Rollout
 
 BITSANDBYTES = {
@@ -81,7 +81,7 @@ class Trained:
 
     def _refuse_not_finite(self, norm: float, rollout: int) -> None:
         if not math.isfinite(norm):
-            raise FloatingPointError(
+            raise NotFinite(
                 f"step {rollout}: the norm of the {self.name} gradient is {norm}; lower its learning rate, or load the "
                 "models in a wider dtype, and resume from the last checkpoint"
             )

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.runtime import read_lines
 
 
@@ -62,10 +63,9 @@ class ProgressBar(TrainerCallback):
 
 
 def latest_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint-N that was written to its end (trainer_state.json comes last), or None."""
-    found = {int(p.name.split("-")[1]): p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit()}
-    whole = [step for step, path in found.items() if is_whole(path)]
-    return str(found[max(whole)]) if whole else None
+    """The newest checkpoint-N that is whole (trainer_state.json comes last), or None. Raises as `checkpoint`'s."""
+    found = checkpoint.latest_checkpoint(folder)
+    return None if found is None else str(found)
 
 
 def is_whole(checkpoint: Path) -> bool:

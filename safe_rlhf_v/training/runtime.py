@@ -20,6 +20,10 @@ from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.models.sharding import is_sharded
 
 
+class NotFinite(FloatingPointError, ValueError):
+    """A loss, a gradient or a score is NaN or infinite. The message names the step and says what to do."""
+
+
 class ShuffledIndices:
     """0..n-1 in shuffled epochs, for ever. An epoch's order follows from seed and epoch: two numbers save the place."""
 

@@ -17,6 +17,7 @@ from beavertails_v.schema import Prompt
 from safe_rlhf_v.files import replacing
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.models.roles import Roles, SeparateRoles
+from safe_rlhf_v.models.weights import read_torch
 from safe_rlhf_v.rollout import Passes, sample
 from safe_rlhf_v.scorers import Scorer
 from safe_rlhf_v.types import Inputs, Responses
@@ -85,7 +86,7 @@ def kept(path: Path, make: Callable[[], Sampled]) -> Sampled:
         made = asdict(make())
         with replacing(path) as beside:
             torch.save(made, beside)
-    return Sampled(**torch.load(path, weights_only=True))
+    return Sampled(**read_torch(path))
 
 
 @dataclass(frozen=True, slots=True)

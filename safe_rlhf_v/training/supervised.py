@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,12 +31,21 @@ from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.sharding import launched_sharded, launched_under
 from safe_rlhf_v.training.card import write_card
-from safe_rlhf_v.training.encode import PairCollator, ResponseCollator, Rows, pair_rows, response_rows
+from safe_rlhf_v.training.encode import (
+    LeftOut,
+    PairCollator,
+    ResponseCollator,
+    dropped,
+    pair_rows,
+    response_rows,
+    write_left_out,
+)
 from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
 from safe_rlhf_v.training.trainers import PreferenceTrainer, ResponseLogps, SFTTrainer, SupervisedTrainer
 
 SAMPLE = 500  # training pairs that a cost model scores at the end, for the cost threshold "auto"
 Resume = str | bool | None
+Split = tuple[Sequence[Any], Any]  # a data set, and the Rows or DirectRows of it that are used
 
 
 def train_sft(
@@ -57,8 +65,9 @@ def train_sft(
     backbone, encoder = load_for_training(base, settings, section)
     if section.use_lora:
         add_lora(backbone, lora_settings(settings))
-    rows = response_rows(train, section.responses, encoder)
-    held_out = response_rows(evaluation, section.responses, encoder)
+    rows = response_rows(train, section.responses, encoder, thorough=opens_pictures(settings))
+    held_out = response_rows(evaluation, section.responses, encoder, thorough=True)
+    list_left_out(output_dir, (train, rows), (evaluation, held_out))
     trainer = SFTTrainer(
         ResponseLogps(backbone, encoder.placeholder_ids),
         training_arguments(section, output_dir, settings.seed),
@@ -71,7 +80,7 @@ def train_sft(
     trainer.make_whole()
     if trainer.is_world_process_zero():
         save_policy(backbone, encoder, output_dir, settings, base if section.use_lora else None)
-    return finish(trainer, "sft", base, settings, rows, held_out, measured)
+    return finish(trainer, "sft", base, settings, (train, rows), (evaluation, held_out), measured)
 
 
 def train_preference_model(
@@ -93,7 +102,9 @@ def train_preference_model(
     backbone, encoder = load_for_training(base, settings, section)
     freeze_output_layer(backbone)
     model = HeadedModel(backbone, {"score": 1}, lora_settings(settings) if section.use_lora else None)
-    rows, held_out = pair_rows(train, encoder), pair_rows(evaluation, encoder)
+    rows = pair_rows(train, encoder, thorough=opens_pictures(settings))
+    held_out = pair_rows(evaluation, encoder, thorough=True)
+    list_left_out(output_dir, (train, rows), (evaluation, held_out))
     trainer = PreferenceTrainer(
         model,
         training_arguments(section, output_dir, settings.seed),
@@ -116,7 +127,27 @@ def train_preference_model(
     trainer.make_whole()
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir, encoder.processor)
-    return finish(trainer, kind, base, settings, rows, held_out, measured)
+    return finish(trainer, kind, base, settings, (train, rows), (evaluation, held_out), measured)
+
+
+def opens_pictures(settings: Settings) -> bool:
+    """Whether training rows are read in full before the first step: loading has opened no picture."""
+    return settings.data.check_images == "header"
+
+
+def missing(split: Split) -> list[LeftOut]:
+    """What loading left out of a split and what cannot be encoded, by file, row and split."""
+    return dropped(split[0]) + split[1].left_out
+
+
+def list_left_out(folder: Path, *splits: Split) -> None:
+    """left_out.jsonl, before anything can end the run; and a line of what cannot be encoded. On the main process."""
+    if process_state().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_left_out(folder, [x for split in splits for x in missing(split)])
+        for data, rows in splits:
+            if rows.left_out:
+                print(f"{len(rows.left_out)} of {len(data)} rows left out, see {folder / 'left_out.jsonl'}", flush=True)
 
 
 def load_for_training(base: str | Path, settings: Settings, section: TrainSection) -> tuple[Any, Encoder]:
@@ -220,7 +251,23 @@ def fit(trainer: SupervisedTrainer, name: str, resume: Resume) -> dict[str, Any]
     trainer.train(resume_from_checkpoint=latest_checkpoint(folder) if resume == "auto" else resume)
     evaluation = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if name != "epoch"}
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    if trainer.is_world_process_zero() and (warning := flat_loss(name, losses)):
+        print(warning, flush=True)
     return {"steps": trainer.state.global_step, "train_loss": losses[-1] if losses else None, "evaluation": evaluation}
+
+
+def flat_loss(name: str, losses: Sequence[float]) -> str | None:
+    """A warning where the last quarter of the logged losses is no lower than the first; None below eight of them."""
+    part = len(losses) // 4
+    if part < 2:
+        return None
+    first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+    if last < first:
+        return None
+    return (
+        f"warning: {name}: the loss did not fall ({first:.3g} at first, {last:.3g} at last): look at "
+        f"{name}.learning_rate (adapters want about 1e-4, full weights a tenth of that), or train for longer"
+    )
 
 
 def save_policy(
@@ -253,23 +300,18 @@ def finish(
     kind: str,
     base: str | Path,
     settings: Settings,
-    rows: Rows,
-    held_out: Rows,
+    train: Split,
+    evaluation: Split,
     measured: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write left_out.jsonl, settings.yaml, the model card and, last and whole, metrics.json: it says that all is there.
+    """Write settings.yaml, the model card and, last and whole, metrics.json: it says that all is there.
 
     On the main process alone.
     """
     output_dir = Path(str(trainer.args.output_dir))
-    measured |= {"train_rows": len(rows), "evaluation_rows": len(held_out), "left_out": len(rows.left_out)}
+    measured |= {"train_rows": len(train[1]), "evaluation_rows": len(evaluation[1])}
+    measured |= {"left_out": len(missing(train)), "evaluation_left_out": len(missing(evaluation))}
     if trainer.is_world_process_zero():
-        left_out = [asdict(x) for x in rows.left_out + held_out.left_out]
-        (output_dir / "left_out.jsonl").write_text(
-            "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in left_out),
-            encoding="utf-8",
-            errors="backslashreplace",  # half a character pair, which JSON reads back
-        )
         settings.save(output_dir / "settings.yaml")
         write_card(output_dir, kind, str(base), settings, measured)
         replace_text(output_dir / "metrics.json", json.dumps(measured, indent=2) + "\n")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import patch_environment
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -35,10 +35,13 @@ from safe_rlhf_v.models.sharding import (
     whole_tree,
 )
 from safe_rlhf_v.models.vision_cache import VisionCache
+from safe_rlhf_v.models.weights import read_tensors
 from safe_rlhf_v.tensors import token_logps
+from safe_rlhf_v.training.checkpoint import CheckpointError, resuming
 from safe_rlhf_v.training.encode import interleaved
 from safe_rlhf_v.training.preference_metrics import cost_metrics, reward_metrics
 from safe_rlhf_v.training.records import is_whole
+from safe_rlhf_v.training.runtime import NotFinite
 from safe_rlhf_v.types import Inputs, Responses
 
 WEIGHTS = "model.safetensors"  # the name Trainer knows
@@ -70,7 +73,7 @@ class SupervisedTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         loss, metrics = self.loss(model, inputs)
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(
+            raise NotFinite(
                 f"the loss of step {self.state.global_step + 1} is {loss.item()}: lower learning_rate, "
                 "or load the model in float32"
             )
@@ -116,7 +119,17 @@ class SupervisedTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.cut or checkpoint is None:
+        if checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        with resuming(checkpoint):
+            self._resume_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with resuming(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
+
+    def _resume_optimizer_and_scheduler(self, checkpoint: str) -> None:
+        if not self.cut:
             return super()._load_optimizer_and_scheduler(checkpoint)
         state = torch.load(os.path.join(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -143,14 +156,15 @@ class SupervisedTrainer(Trainer):
             raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        with resuming(resume_from_checkpoint):
+            state = read_tensors(Path(resume_from_checkpoint) / WEIGHTS)
         target = self.model if model is None else model
         missing = [name for name in _trained(target) if name not in state]
         current = target.state_dict()
         state = {name: part_of(value, current[name]) if name in current else value for name, value in state.items()}
         unexpected = target.load_state_dict(state, strict=False).unexpected_keys
         if missing or unexpected:
-            raise ValueError(
+            raise CheckpointError(
                 f"{resume_from_checkpoint} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}"
                 "; resume with the settings it was started with"
             )

@@ -61,7 +61,10 @@ def test_a_run_that_can_work_passes_without_weights(here: dict[str, Path]) -> No
     found = json.loads(result.stdout)
     assert result.exit_code == 0 and found["passed"]
     outcomes = {check["name"]: check for check in found["checks"]}
-    assert outcomes["versions"]["outcome"] == "ok" and outcomes["data"]["detail"] == "train 8 pairs, evaluation 4 pairs"
+    assert (
+        outcomes["versions"]["outcome"] == "ok"
+        and outcomes["data"]["detail"] == "train 8 pairs, 0 left out, evaluation 4 pairs, 0 left out"
+    )
     assert outcomes["model"]["outcome"] == "warning" and "no weights" in outcomes["model"]["detail"]
     assert [stage["stage"] for stage in found["stages"]] == ["sft", "reward", "cost", "policy"]
     for stage in found["stages"]:

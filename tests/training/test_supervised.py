@@ -18,6 +18,7 @@ from safe_rlhf_v.models.backbone import freeze_vision, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, join, load_processor
 from safe_rlhf_v.training import trainers
+from safe_rlhf_v.training.checkpoint import CheckpointError
 from safe_rlhf_v.training.encode import DataError, PairCollator, interleaved, pair_rows, response_rows
 from safe_rlhf_v.training.preference_metrics import auc, cost_metrics, reward_metrics
 from safe_rlhf_v.training.records import MetricsFile, latest_checkpoint
@@ -235,7 +236,7 @@ def test_checkpoint_of_other_settings_is_refused(base: Path, tmp_path: Path, mon
         return lambda: train_preference_model("cost", comparisons(8), comparisons(4), base, tmp_path, chosen)
 
     run_killed_at(6, run(True), monkeypatch)
-    with pytest.raises(ValueError, match="checkpoint-5 does not fit this model"):
+    with pytest.raises(CheckpointError, match="checkpoint-5 does not fit this model"):
         run(False)()
 
 

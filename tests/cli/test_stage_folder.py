@@ -1,0 +1,172 @@
+"""A stage's folder knows its data, its base and its neighbour; what is damaged in it is named."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safe_rlhf_v.cli import fingerprint
+from safe_rlhf_v.cli.stage_folder import at_work, is_full_disk, run_stage
+from safe_rlhf_v.config import Settings, SettingsError, load_settings
+
+ROW = {"question": "q", "image": "a.png", "response_1": "one", "response_2": "two", "more_helpful_response_id": 1}
+
+
+def settings(folder: Path, *more: str) -> Settings:
+    return load_settings(None, [f"output_dir={folder / 'run'}", f"data.path={folder / 'data'}", *more])
+
+
+def write(folder: Path, **changes: Any) -> None:
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "a.png").write_bytes(b"picture")
+    for split in ("train", "evaluation"):
+        (folder / "data" / f"{split}.jsonl").write_text(json.dumps(ROW | changes) + "\n")
+
+
+def measured(_: Path) -> dict[str, Any]:
+    return {"x": 1}
+
+
+def never(_: Path) -> dict[str, Any]:
+    raise AssertionError("it is done")
+
+
+def killed(folder: Path) -> dict[str, Any]:
+    (folder / "checkpoint-1").mkdir()
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("first", [measured, killed])
+def test_changed_data_is_noticed(tmp_path: Path, first: Any) -> None:
+    write(tmp_path)
+    if first is killed:
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("reward", settings(tmp_path), ["reward"], first)
+    else:
+        run_stage("reward", settings(tmp_path), ["reward"], first)
+    write(tmp_path, more_helpful_response_id=2)
+    with pytest.raises(
+        SettingsError, match=r"the data changed since, .*: evaluation.jsonl, train.jsonl; .*--overwrite"
+    ):
+        run_stage("reward", settings(tmp_path), ["reward"], never)
+    assert run_stage("reward", settings(tmp_path), ["reward"], measured, overwrite=True) == {"x": 1}
+
+
+def test_a_picture_of_another_size_is_changed_data(tmp_path: Path) -> None:
+    write(tmp_path)
+    run_stage("reward", settings(tmp_path), ["reward"], measured)
+    (tmp_path / "data" / "a.png").write_bytes(b"another picture")
+    with pytest.raises(SettingsError, match="the data changed"):
+        run_stage("reward", settings(tmp_path), ["reward"], never)
+
+
+def test_moved_and_relative_folders_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    write(here)
+    (here / "base").mkdir()
+    (here / "base" / "config.json").write_text("{}")
+    monkeypatch.chdir(here)
+    relative = load_settings(None, ["output_dir=run", "data.path=data"])
+    run_stage("reward", relative, ["reward"], measured, start="base")
+    monkeypatch.chdir(tmp_path)
+    run_stage("reward", settings(here), ["reward"], never, start=here / "base")
+    shutil.copytree(here, there)
+    shutil.rmtree(here)
+    run_stage("reward", settings(there), ["reward"], never, start=there / "base")
+    (there / "base" / "config.json").write_text('{"changed": 1}')
+    with pytest.raises(SettingsError, match="the model 'start' changed since, .*: config.json"):
+        run_stage("reward", settings(there), ["reward"], never, start=there / "base")
+
+
+def test_a_large_file_is_told_by_blocks_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "WHOLE", 1000)
+    monkeypatch.setattr(fingerprint, "BLOCK", 16)
+    file = tmp_path / "weights.bin"
+    hashes = set()
+    for fill in (b"a", b"b"):
+        file.write_bytes(fill * 5000)
+        hashes.add(fingerprint.file_hash(file))
+    assert len(hashes) == 2
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from safe_rlhf_v.cli.stage_folder import at_work
+with at_work(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_while_one_is_at_work_and_not_after_its_end(tmp_path: Path) -> None:
+    write(tmp_path)
+    folder = tmp_path / "run" / "reward"
+    folder.mkdir(parents=True)
+    other = subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        for overwrite in (False, True):
+            with pytest.raises(SettingsError, match=rf"another run is at work here \(process {other.pid} on "):
+                run_stage("reward", settings(tmp_path), ["reward"], never, overwrite=overwrite)
+    finally:
+        other.kill()
+        other.wait()
+    assert run_stage("reward", settings(tmp_path), ["reward"], measured) == {"x": 1}
+
+
+def test_only_the_main_rank_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safe_rlhf_v.cli.stage_folder._wait_for_all", lambda: None)
+    with at_work(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        with at_work(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("stage.json", ""), ("stage.json", "{"), ("done.json", ""), ("done.json", "3")]
+)
+def test_damaged_records_are_named(tmp_path: Path, name: str, content: str) -> None:
+    write(tmp_path)
+    run_stage("reward", settings(tmp_path), ["reward"], measured)
+    (tmp_path / "run" / "reward" / name).write_text(content)
+    with pytest.raises(SettingsError, match=f"{name} is (empty|damaged).*--overwrite"):
+        run_stage("reward", settings(tmp_path), ["reward"], never)
+
+
+def test_a_finished_stage_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    run_stage("reward", settings(tmp_path), ["reward"], measured)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as in a folder that may be read alone
+    assert run_stage("reward", settings(tmp_path), ["reward"], never) == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 57856 vs 57748"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_called_so(tmp_path: Path, error: Exception) -> None:
+    def work(folder: Path) -> dict[str, Any]:
+        (folder / "checkpoint-4").mkdir()
+        (folder / "checkpoint-4" / "trainer_state.json").write_text("{}")
+        raise RuntimeError("while saving") from error
+
+    write(tmp_path)
+    with pytest.raises(OSError, match="no space left on the device; .* it goes on from checkpoint-4") as found:
+        run_stage("reward", settings(tmp_path), ["reward"], work)
+    assert found.value.filename == str(tmp_path / "run" / "reward")
+    assert not is_full_disk(RuntimeError("something else"))

@@ -1,6 +1,6 @@
 # One command on a bare machine: `make quickstart` or `make test`. Needs only Python 3.11-3.13 and a package index.
 SHELL := /bin/bash
-.PHONY: help quickstart test check install clean
+.PHONY: help quickstart test test-numerics check install clean
 
 # The pinned set is tested on 3.11, so that comes first. Another one: make test PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -13,10 +13,14 @@ STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 TESTS ?= tests
+# What rounds and draws, and takes a few minutes: run on the oldest instructions and with other seeds by test-numerics.
+NUMERICS ?= tests/models tests/generation tests/algorithms
+SHIFT ?= 1
 
 help:
 	@echo "make quickstart   train, align, guard and report the demo on this machine's CPU"
 	@echo "make test         run the tests (TESTS=tests/cli picks some, WORKERS=4 runs more at once)"
+	@echo "make test-numerics   the numerical tests again, on the processor's oldest instructions and with seeds shifted by SHIFT"
 	@echo "make check        ruff and mypy"
 	@echo "make install      only set up $(VENV)"
 	@echo "make clean        remove $(VENV), caches and build output"
@@ -26,6 +30,9 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) $(TESTS)
+
+test-numerics: $(STAMP)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(MAKE) test TESTS="--shift-seeds $(SHIFT) $(NUMERICS)"
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

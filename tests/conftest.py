@@ -17,10 +17,16 @@ RAN: dict[tuple[str, str], str | None] = {}  # (family, capability) to what its 
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "Write what the tests of this session found to the table in docs/models.md; other cells stay as they are."
     parser.addoption("--update-models-table", action="store_true", help=text)
+    text = "Add N to every seed that tests set: what they assert must hold for any draw."
+    parser.addoption("--shift-seeds", type=int, default=0, metavar="N", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "capability(name): a column of the table in docs/models.md")
+    if by := config.getoption("--shift-seeds"):
+        from shifted_seeds import shift_seeds
+
+        shift_seeds(by)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Callable
@@ -251,17 +252,17 @@ ALL: dict[str, Callable[[], tuple[Any, Any]]] = {**FAMILIES, **MORE}
 
 @cache
 def known(family: str) -> tuple[Any, Encoder]:
-    """A model and its encoder, shared by all tests: read only."""
+    """A model in float64 and its encoder, shared by all tests: read only."""
     if family in FAMILIES:
         return loaded(family)
     model, processor = MORE[family]()
-    return model.requires_grad_(False), Encoder(processor, config=model.config)
+    return model.double().requires_grad_(False), Encoder(processor, config=model.config)
 
 
 @cache
 def base(family: str) -> Path:
-    """The family's model and processor on disk, shared by all tests: read only."""
+    """The family's model, in float32, and its processor on disk, shared by all tests: read only."""
     folder, (model, encoder) = Path(mkdtemp()) / family, known(family)
-    model.save_pretrained(folder)
+    copy.deepcopy(model).float().save_pretrained(folder)
     encoder.processor.save_pretrained(folder)
     return folder

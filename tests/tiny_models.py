@@ -206,9 +206,9 @@ FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {"llava": llava, "idefics3
 
 @cache
 def loaded(family: str) -> tuple[Any, Encoder]:
-    """A model and its encoder, shared by all tests: read only."""
+    """A model in float64 and its encoder, shared by all tests: read only."""
     model, processor = FAMILIES[family]()
-    return model.requires_grad_(False), Encoder(processor, config=model.config)
+    return model.double().requires_grad_(False), Encoder(processor, config=model.config)
 
 
 def response_hidden(model: Any, inputs: Inputs, responses: Responses) -> torch.Tensor:

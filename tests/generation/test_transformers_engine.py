@@ -49,7 +49,7 @@ def test_logits_while_generating_equal_a_fresh_forward(family: str) -> None:
             responses = Responses(ids=ids, mask=through_eos(ids, which.eos_ids))
             fresh = output_head(model)(response_hidden(model, rows, responses))
             drawn = torch.stack(output.logits, dim=1)
-            torch.testing.assert_close(drawn[responses.mask], fresh[responses.mask], rtol=2e-5, atol=2e-5)
+            torch.testing.assert_close(drawn[responses.mask], fresh[responses.mask].float(), rtol=2e-5, atol=2e-5)
     greedy = Sampling(max_new_tokens=4, temperature=0.0)
     together = which.generate(inputs, 1, greedy)
     for i in range(4):  # rows stand in the order of the prompts, whatever was generated together

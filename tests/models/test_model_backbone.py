@@ -43,7 +43,7 @@ TEXTS = ["I cannot help with that.", "a", "first take the key, then turn it.", "
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
     """Equal up to float32 rounding; what the mistakes here cause is a thousand times larger."""
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, check_dtype=False)  # log-probabilities stay in float32
 
 
 def attended(hidden: torch.Tensor, inputs: Inputs, responses: Responses) -> list[torch.Tensor]:

@@ -43,7 +43,7 @@ def test_settings_that_save_nothing_are_refused() -> None:
 def test_compiled_layers_give_the_same_states() -> None:
     """Captured by dynamo and run as they are: inductor itself needs a compiler and minutes."""
     plain, encoder = loaded("llava")
-    model, _ = FAMILIES["llava"]()
+    model = FAMILIES["llava"]()[0].double()
     inputs = encoder.prompts(prompts())
     compile_layers(model, backend="eager")
     assert all(layer._compiled_call_impl is not None for layer in model.get_decoder().layers)

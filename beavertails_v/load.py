@@ -144,7 +144,7 @@ class _Loader:
             self.report.files.append(DataFile(path=str(path), rows=len(part), bytes=path.stat().st_size))
         total = sum(len(part) for part, _ in self.parts)
         workers = min(8, os.cpu_count() or 1) if total >= THREADS_FROM else 1
-        bar = tqdm(total=total, desc=f"Checking {self.split}", unit="row", delay=2)
+        bar = tqdm(total=total, desc=f"Checking {self.split}", unit="row", delay=2, disable=None)
         with bar, ThreadPoolExecutor(workers) as pool:
             run: Callable[..., Iterable[Any]] = pool.map if workers > 1 else map
             for number, chunk in self._chunks():

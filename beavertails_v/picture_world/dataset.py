@@ -189,6 +189,6 @@ def write(
     for split, count in (("train", train), ("evaluation", evaluation)):
         rows = generate(split, count, seed, source, held_out_style)
         write_beavertails_v(
-            tqdm(rows, total=count, desc=f"drawing {split}", unit="pair"), folder, split, overwrite=True
+            tqdm(rows, total=count, desc=f"drawing {split}", unit="pair", disable=None), folder, split, overwrite=True
         )
     return folder

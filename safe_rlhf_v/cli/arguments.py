@@ -29,7 +29,7 @@ class Once(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and not isinstance(command, TyperGroup):
             for option in command.params:
-                if getattr(option, "is_flag", True) or option.multiple or option.count:
+                if getattr(option, "is_flag", True) or option.multiple or getattr(option, "count", False):
                     continue
                 if _times(rest, option.opts) > 1:
                     raise typer.BadParameter("given twice; give it once", ctx=ctx, param_hint=option.opts[0])

@@ -23,6 +23,9 @@ a graded guard.
 
 Start with [bold]safe-rlhf-v quickstart[/]: it needs no download and shows every stage on two CPU cores.
 
+Exit codes: 0 done; 1 a verdict, as flagged or faults found; 2 a mistake in what was given; 70 a fault of this
+program; 130 stopped.
+
 A real run takes one YAML file, which names your model and your data, and one command a stage:
 
 safe-rlhf-v train sft     --config configs/own_data.yaml
@@ -91,6 +94,23 @@ def quickstart(
         held_out_style=held_out_style,
         start=start,
     )
+
+
+@app.command(rich_help_panel="Start here")
+@user_errors
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to write them to.")] = Path("configs"),
+) -> None:
+    """Write own_data.yaml and the recipes for models of several sizes, to be changed as you like.
+
+    Example: safe-rlhf-v init my_configs
+    """
+    from safe_rlhf_v.cli.init import write_recipes
+
+    files = write_recipes(folder)
+    plain(f"written: {len(files)} files below {folder}")
+    own = folder / "own_data.yaml"
+    plain(f"next: put your model and data into {own}, then: safe-rlhf-v doctor --config {own}")
 
 
 @app.command("settings", rich_help_panel="Start here")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safe_rlhf_v.cli.arguments import App
 from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show, user_errors
+
+if TYPE_CHECKING:
+    from safe_rlhf_v.config import Settings
 
 app = App(
     no_args_is_help=True,
@@ -26,12 +30,35 @@ Overwrite = Annotated[
 
 
 def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> None:
+    settings = settings_of(config, overrides, stage)
+    require_start(settings, stage)  # before torch is imported and every picture is read
     from safe_rlhf_v.cli import stages
 
-    settings = settings_of(config, overrides, stage)
     measured = getattr(stages, stage)(settings, overwrite=overwrite)
     show(stage, _guard_figures(measured) if stage == "guard" else measured)
     plain(f"written: {settings.output_dir}/{stage}")
+    plain(f"next: {next_command(stage, config, overrides)}")
+
+
+def require_start(settings: Settings, stage: str) -> None:
+    """Raises SettingsError where the model that a stage starts from is named by a path, and nothing is there."""
+    from safe_rlhf_v.config import SettingsError
+
+    made = Path(settings.output_dir, "sft", "done.json").is_file()
+    key, name = "model.path", settings.model.path
+    if stage != "sft":
+        key, name = ("model.start", settings.model.start) if settings.model.start else (key, "" if made else name)
+    path = Path(name)
+    local = path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or (path.parent.is_dir() and "/" in name)
+    if name and local and not path.exists():
+        raise SettingsError(f"{key} = {name}: no such folder; give the folder or hub id of a model")
+
+
+def next_command(stage: str, config: Path | None, overrides: list[str] | None) -> str:
+    """What comes after a stage, with the same settings."""
+    following = {"sft": "train reward", "reward": "train cost", "cost": "train policy"}.get(stage, "evaluate")
+    where = [] if config is None else ["--config", str(config)]
+    return shlex.join(["safe-rlhf-v", *following.split(), *where, *(overrides or [])])
 
 
 def _guard_figures(measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def teach_names(
 def _see(model: Any, images: Tensor, scale: tuple[Tensor, ...]) -> Tensor:
     """States (n, T, H) of the frozen tower, before the projector."""
     model.eval()
-    batches = tqdm(images.split(256), desc="looking", unit="batch")
+    batches = tqdm(images.split(256), desc="looking", unit="batch", disable=None)
     seen = [
         model.model.vision_tower((b.float() / 255 - scale[0]) / scale[1], output_hidden_states=True) for b in batches
     ]

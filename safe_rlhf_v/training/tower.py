@@ -51,7 +51,7 @@ def random_scenes(styles: list[str], count: int, drawn: bool, rng: random.Random
 
 def draw_all(scenes: Sequence[Scene], folder: Path | None, what: str) -> Tensor:
     """(n, 3, side, side) uint8."""
-    pictures = [np.asarray(draw(s, folder)) for s in tqdm(scenes, desc=f"drawing {what}", unit="picture")]
+    pictures = [np.asarray(draw(s, folder)) for s in tqdm(scenes, desc=f"drawing {what}", unit="picture", disable=None)]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -16,6 +16,7 @@ from test_cli import error, run
 
 from safe_rlhf_v.cli.boundary import user_errors
 from safe_rlhf_v.cli.common import plain, show
+from safe_rlhf_v.cli.train import next_command
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["w[bold]x", "exp[/b]", "a:cat:b", "[link=x]", "back\\", "12:30:05", "ä[é]"]
@@ -119,3 +120,25 @@ def test_a_path_option_knows_the_home_folder(tmp_path: Path, monkeypatch: pytest
 def test_the_nearest_setting_is_that_of_the_command() -> None:
     for stage in ("sft", "reward", "guard", "policy"):
         assert f"did you mean '{stage}.max_steps'" in error("train", stage, "max_steps=2")
+
+
+def test_a_stage_names_the_next_command() -> None:
+    overrides = ["data.path=my data", "output_dir=x"]
+    assert next_command("sft", None, overrides) == "safe-rlhf-v train reward 'data.path=my data' output_dir=x"
+    assert next_command("cost", Path("a.yaml"), None) == "safe-rlhf-v train policy --config a.yaml"
+    assert next_command("direct", None, None) == "safe-rlhf-v evaluate"
+
+
+def test_bars_are_for_terminals(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("data", "picture-world", "--out", tmp_path / "w", "--train", "4", "--evaluation", "2").exit_code == 0
+    assert "\r" not in capfd.readouterr().err
+
+
+def test_a_missing_model_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in (tmp_path / "none", "./none", "models/none", "a/b/c"):
+        said = error("train", "reward", f"model.path={name}", "data.path=nowhere")
+        assert f"model.path = {name}: no such folder" in said
+        assert f"model.start = {name}: no such folder" in error("train", "cost", f"model.start={name}")
+    assert "no such folder;" not in error("train", "reward", "model.path=owner/name")  # perhaps a hub id

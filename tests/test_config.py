@@ -243,7 +243,8 @@ def test_what_is_not_a_finite_number_is_refused(override: str) -> None:
 
 
 PATHS = [
-    "output_dir", "model.path", "model.start", "data.path", "guard.benign", "guard.path", "guard.policy",
+    "output_dir", "model.path", "model.start", "data.path", "data.columns", "guard.benign", "guard.path",
+    "guard.policy",
     "policy.reward_model", "policy.cost_model", "direct.reference", "direct.reward_model", "direct.cost_model",
     "iterative.reward_model", "iterative.cost_model", "iterative.helpful_policy", "iterative.safe_policy",
     "evaluation.model", "evaluation.base",

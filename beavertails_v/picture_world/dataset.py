@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -125,7 +128,32 @@ def _response(prompt: Prompt, text: str, kind: str, oracle: Oracle) -> Response:
     )
 
 
-def _comparison(held_out: bool, styles: dict[str, list[str]], rng: random.Random, pictures: Path | None) -> Comparison:
+Painter = Callable[[Scene], Picture]
+
+
+def _painted(scene: Scene, pictures: Path | None) -> bytes:
+    return Picture.from_pil(draw(scene, pictures)).encoded()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ordered:
+    """The bytes of a picture that another process draws."""
+
+    future: Future[bytes]
+
+    def read(self, at_most: int) -> bytes:
+        return self.future.result()
+
+
+def _painter(pictures: Path | None, pool: ProcessPoolExecutor | None) -> Painter:
+    if pool is None:
+        return lambda scene: Picture.from_bytes(_painted(scene, pictures))
+    return lambda scene: Picture(_Ordered(pool.submit(_painted, scene, pictures)))
+
+
+def _comparison(
+    held_out: bool, styles: dict[str, list[str]], rng: random.Random, drawn: bool, paint: Painter
+) -> Comparison:
     kept_style = held_out and rng.random() < HELD_OUT_STYLE_SHARE
     kept_phrasing = held_out and rng.random() < HELD_OUT_PHRASING_SHARE
     meaning = _held_out_meaning if held_out and rng.random() < HELD_OUT_COMBINATION_SHARE else _meaning
@@ -133,7 +161,7 @@ def _comparison(held_out: bool, styles: dict[str, list[str]], rng: random.Random
     while not held_out and combination_held_out(obj, intent, topic):
         obj, intent, topic = meaning(rng)
     assert allowed(obj, intent, topic)
-    scene = random_scene(obj, styles["held_out" if kept_style else "train"], pictures is None, rng)
+    scene = random_scene(obj, styles["held_out" if kept_style else "train"], drawn, rng)
     question = Question(text=rng.choice(wordings(intent, topic, kept_phrasing)), intent=intent, topic=topic)
     harm = harmful(obj, intent, topic)
     slices = ["phrasing"] * kept_phrasing + ["style"] * (scene.style in styles["held_out"])
@@ -143,7 +171,7 @@ def _comparison(held_out: bool, styles: dict[str, list[str]], rng: random.Random
     hazard_level = hazards()[obj]["severity"] if obj in hazards() else 0
     prompt = Prompt(
         text=question.text,
-        images=(Picture.from_pil(draw(scene, pictures)),),
+        images=(paint(scene),),
         category=hazards()[obj]["category"] if harm else None,
         severity=severity,
         meta={"image_severity": hazard_level, "picture_world": json.dumps(facts, sort_keys=True)},
@@ -160,17 +188,22 @@ def _comparison(held_out: bool, styles: dict[str, list[str]], rng: random.Random
 
 
 def generate(
-    split: str, count: int, seed: int = 0, pictures: Path | None = None, held_out_style: str | None = None
+    split: str,
+    count: int,
+    seed: int = 0,
+    pictures: Path | None = None,
+    held_out_style: str | None = None,
+    pool: ProcessPoolExecutor | None = None,
 ) -> Iterator[Comparison]:
     """`count` comparisons of a split, 'train' or 'evaluation'; equal arguments give equal rows.
 
     With `pictures`, a folder OBJECT/STYLE.png, objects are those pictures; `held_out_style` (default: the last by name)
-    is kept for evaluation.
+    is kept for evaluation. With `pool` its processes draw the pictures, the same ones.
     """
     styles = world()["styles"] if pictures is None else picture_styles(pictures, held_out_style)
     rng = random.Random(f"{split} {seed}")
     for _ in range(count):
-        yield _comparison(split == "evaluation", styles, rng, pictures)
+        yield _comparison(split == "evaluation", styles, rng, pictures is None, _painter(pictures, pool))
 
 
 def write(
@@ -180,15 +213,24 @@ def write(
     seed: int = 0,
     pictures: str | Path | None = None,
     held_out_style: str | None = None,
+    workers: int = 1,
 ) -> Path:
     """Writes both splits in the official layout (folder/data/CATEGORY/SPLIT.parquet) and returns the folder.
 
+    workers: processes that draw; the rows are the same for any number of them.
     Raises PicturesError for an incomplete folder of pictures.
     """
     folder, source = Path(folder), Path(pictures) if pictures is not None else None
-    for split, count in (("train", train), ("evaluation", evaluation)):
-        rows = generate(split, count, seed, source, held_out_style)
-        write_beavertails_v(
-            tqdm(rows, total=count, desc=f"drawing {split}", unit="pair", disable=None), folder, split, overwrite=True
-        )
+    with _pool(workers) as pool:
+        for split, count in (("train", train), ("evaluation", evaluation)):
+            rows = generate(split, count, seed, source, held_out_style, pool)
+            bar = tqdm(rows, total=count, desc=f"drawing {split}", unit="pair", disable=None)
+            write_beavertails_v(bar, folder, split, overwrite=True)
     return folder
+
+
+def _pool(workers: int) -> ProcessPoolExecutor | nullcontext[None]:
+    """Processes started afresh know nothing of this one's threads; each imports what it draws with."""
+    if workers == 1:
+        return nullcontext()
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))

@@ -104,7 +104,7 @@ def base_jobs(settings: Settings) -> list[Job]:
             log=folder / f"{stage}.log",
             done=lambda stage=stage: read_done(folder / stage) is not None,  # type: ignore[misc]
             after=["base sft"] if stage != "sft" and "sft" in stages else [],
-            progress=lambda stage=stage: _share(folder / stage, None),  # type: ignore[misc]
+            progress=lambda stage=stage: share_of_steps(folder / stage, None),  # type: ignore[misc]
         )
         for stage in stages
     ]
@@ -308,7 +308,7 @@ def run_job(run: PlannedRun) -> Job:
         log=folder / "run.log",
         done=lambda: measured(folder),
         after=run.needs,
-        progress=lambda: _share(folder / run.stage, getattr(section, "max_steps", None)),
+        progress=lambda: share_of_steps(folder / run.stage, getattr(section, "max_steps", None)),
     )
 
 
@@ -328,7 +328,7 @@ def measured(folder: Path) -> bool:
     return bool(json.loads(file.read_text(encoding="utf-8")).get("identity") == plan["identity"])
 
 
-def _share(folder: Path, steps: int | None) -> float | None:
+def share_of_steps(folder: Path, steps: int | None) -> float | None:
     """How far a stage is, by the last step in its metrics.jsonl; None where its length is not known."""
     file = folder / "metrics.jsonl"
     if not steps or steps < 1 or not file.is_file():

@@ -76,10 +76,11 @@ def quickstart(
     pictures: Annotated[Path | None, typer.Option(help="Your own pictures, OBJECT/STYLE.png, not drawn ones.")] = None,
     held_out_style: Annotated[str | None, typer.Option(help="Style of --pictures kept for evaluation.")] = None,
     start: Annotated[Path | None, typer.Option(help="Start model made by `train start`, for --pictures.")] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores to keep busy; else all that there are.")] = None,
 ) -> None:
     """The demo: draw a world, align a small model in it, guard it, report what changed. Nothing is downloaded.
 
-    Run again, it goes on where it was stopped.
+    Stages that do not wait for one another run side by side. Run again, it goes on where it was stopped.
 
     Example: safe-rlhf-v quickstart --seed 1 output_dir=runs/first
     """
@@ -93,6 +94,7 @@ def quickstart(
         pictures=pictures,
         held_out_style=held_out_style,
         start=start,
+        cores=cores,
     )
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
+import typer
 
 from safe_rlhf_v.cli import stages
-from safe_rlhf_v.cli.common import console, plain
-from safe_rlhf_v.cli.stage_folder import run_stage
-from safe_rlhf_v.config import Settings, load_settings
+from safe_rlhf_v.cli.common import console, plain, user_errors
+from safe_rlhf_v.cli.compare_plan import share_of_steps
+from safe_rlhf_v.cli.forked import ranks
+from safe_rlhf_v.cli.live import LiveWatcher
+from safe_rlhf_v.cli.scheduler import Job, run_jobs
+from safe_rlhf_v.cli.stage_folder import read_done, run_stage
+from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.evaluation.bars import check, print_outcomes
 
 TITLES = {
@@ -27,6 +35,25 @@ TITLES = {
     "policy": "align: raise reward while expected cost stays under the bound",
     "report": "measure base and aligned on held-out prompts, judged by the world's oracle",
 }
+RANKS = 2
+"""Processes of each of the stages that the others wait for. Always two, so that more cores change no figure."""
+SPLIT = {
+    "sft": ("per_device_train_batch_size",),
+    "policy": ("per_device_train_batch_size", "mini_batch_size"),
+}
+"""The stages of several ranks, with the sizes that the ranks share."""
+PLACE = re.compile(r"step (\d+) of (\d+)")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A part of the demo. after: the parts whose results it reads."""
+
+    work: Callable[[], object]
+    done: Callable[[], bool]
+    after: tuple[str, ...] = ()
+    cores: int = 1
 
 
 def quickstart_settings(config: Path | None, overrides: list[str]) -> Settings:
@@ -40,12 +67,12 @@ def quickstart_settings(config: Path | None, overrides: list[str]) -> Settings:
     return settings
 
 
-def make_world(settings: Settings, **world: Any) -> None:
+def make_world(settings: Settings, workers: int = 1, **world: Any) -> None:
     """Draw the picture world to <output_dir>/data, unless it is there. world: arguments of picture_world.write."""
     from beavertails_v.picture_world import write
 
     def work(folder: Path) -> dict[str, Any]:
-        write(folder, seed=settings.seed, **world)
+        write(folder, seed=settings.seed, workers=workers, **world)
         return {}
 
     run_stage("data", settings, [], work, **world)
@@ -62,6 +89,55 @@ def make_start(settings: Settings, start: Path | None = None) -> None:
     run_stage("start", settings, [], work, given=start)
 
 
+def shared_by_ranks(settings: Settings, stage: str, count: int) -> Settings:
+    """The settings of each of `count` ranks, which together make the batches that the settings name."""
+    section = getattr(settings, stage)
+    sizes = {name: getattr(section, name) for name in SPLIT[stage]}
+    if odd := [name for name, size in sizes.items() if size % count]:
+        raise SettingsError(f"{stage}.{odd[0]} = {sizes[odd[0]]}: {count} processes share it; take a multiple of it")
+    smaller = section.model_copy(update={name: size // count for name, size in sizes.items()})
+    return settings.model_copy(update={stage: smaller})
+
+
+def steps_of(settings: Settings, world: dict[str, Any], start: Path | None, count: int) -> dict[str, Step]:
+    """Every part of the demo that is made here, in an order in which each stands after those it reads."""
+    output = Path(settings.output_dir)
+    steps: dict[str, Step] = {}
+
+    def add(name: str, work: Callable[[], object], *after: str, cores: int = 1) -> None:
+        done = functools.partial(_is_done, output / name)
+        steps[name] = Step(work=work, done=done, after=tuple(a for a in after if a in steps), cores=cores)
+
+    if settings.data.path == str(output / "data"):
+        add("data", functools.partial(make_world, settings, workers=count, **world), cores=count)
+    if settings.model.path == str(output / "start"):
+        add("start", functools.partial(make_start, settings, start))
+    add("sft", _stage("sft", settings, count), "data", "start", cores=count)
+    for name in ("reward", "cost", "guard"):
+        add(name, _stage(name, settings, 1), "sft")
+    add("policy", _stage("policy", settings, count), "reward", "cost", cores=count)
+    return steps
+
+
+def _is_done(folder: Path) -> bool:
+    return read_done(folder) is not None
+
+
+def _stage(name: str, settings: Settings, count: int) -> Callable[[], object]:
+    if count == 1:
+        return functools.partial(getattr(stages, name), settings)
+    work = functools.partial(_ended, getattr(stages, name), shared_by_ranks(settings, name, count))
+    return functools.partial(ranks, count, work)
+
+
+def _ended(work: Callable[..., object], *args: Any) -> None:
+    """In a child: errors of users are a sentence in its log, as on the command line."""
+    try:
+        user_errors(work)(*args)
+    except typer.Exit as stopped:
+        sys.exit(stopped.exit_code)
+
+
 def run(
     config: Path | None,
     overrides: list[str],
@@ -71,27 +147,57 @@ def run(
     pictures: Path | None = None,
     held_out_style: str | None = None,
     start: Path | None = None,
+    cores: int | None = None,
 ) -> Path:
-    """Runs every stage that is not done yet and returns the page of the report."""
-    settings = quickstart_settings(config, overrides)
-    begin = time.monotonic()
+    """Runs every stage that is not done yet, those that do not wait for one another side by side; returns the page.
 
+    cores: how many to keep busy; None: those that this process may use.
+    """
+    settings = quickstart_settings(config, overrides)
     world: dict[str, Any] = {"train": train, "evaluation": evaluation}
     world |= {"pictures": pictures, "held_out_style": held_out_style}
-    made_here = settings.data.path == str(Path(settings.output_dir) / "data")
-    started_here = settings.model.path == str(Path(settings.output_dir) / "start")
-    steps: dict[str, Callable[[], Any]] = {}
-    steps |= {"data": functools.partial(make_world, settings, **world)} if made_here else {}
-    steps |= {"start": functools.partial(make_start, settings, start)} if started_here else {}
-    for name in ("sft", "reward", "cost", "guard", "policy"):
-        steps[name] = functools.partial(getattr(stages, name), settings)
-    result: dict[str, Any] = {}
-    steps["report"] = lambda: result.update(stages.evaluate(settings))
-    for number, (name, step) in enumerate(steps.items(), 1):
-        console.rule(Text(f"{number}/{len(steps)}  {TITLES[name]}", "bold"), align="left")
-        step()
-        plain(f"{time.monotonic() - begin:.0f} s so far")
-    return _close(Path(result["report"]))
+    steps = steps_of(settings, world, start, RANKS)
+    for name, step in steps.items():
+        after = f" (after {', '.join(step.after)})" if step.after else ""
+        plain(f"{name:7} {TITLES[name]}{after}")
+    begin = time.monotonic()
+    _run_side_by_side(settings, steps, cores or len(os.sched_getaffinity(0)))
+    plain(f"{'report':7} {TITLES['report']}")
+    page = Path(stages.evaluate(settings)["report"])
+    plain(f"{time.monotonic() - begin:.0f} s in all")
+    return _close(page)
+
+
+def _run_side_by_side(settings: Settings, steps: dict[str, Step], cores: int) -> None:
+    """One process more than there are cores, so that three stages of a process each leave none of two cores idle."""
+    logs = Path(settings.output_dir, "logs")
+    jobs = [
+        Job(
+            name=name,
+            kind=name,
+            command=functools.partial(_ended, step.work),
+            log=logs / f"{name}.log",
+            done=step.done,
+            after=step.after,
+            progress=functools.partial(_share, settings, name, logs / f"{name}.log"),
+            cores=step.cores,
+        )
+        for name, step in steps.items()
+    ]
+    with LiveWatcher(console, len(jobs)) as watcher:
+        outcomes = run_jobs(jobs, cores + (cores > 1), watcher, ENVIRONMENT)
+    if bad := [name for name, outcome in outcomes.items() if outcome.state == "failed"]:
+        raise SettingsError(f"{bad[0]} failed, its last lines stand above; all of them: {logs / bad[0]}.log")
+
+
+def _share(settings: Settings, name: str, log: Path) -> float | None:
+    """How far a stage is, by the last step in its metrics or the last place in its log."""
+    if name == "policy":
+        return share_of_steps(Path(settings.output_dir, name), settings.policy.max_steps)
+    if not log.is_file():
+        return None
+    places = PLACE.findall(log.read_text(encoding="utf-8", errors="replace")[-4000:])
+    return int(places[-1][0]) / int(places[-1][1]) if places else None
 
 
 def _close(page: Path) -> Path:

@@ -1,4 +1,5 @@
-"""Commands in parallel processes: each when what it needs is there, each resumable, a failure stops only its own line.
+"""Commands or functions in parallel processes: each when what it needs is there, each resumable, a failure stops only
+its own line.
 
 A job holds a lock on its folder for as long as its process lives, and the process inherits it. So a second scheduler
 waits for the first one's jobs instead of running the same work twice. A scheduler that is killed takes its processes
@@ -7,37 +8,38 @@ with it (on Linux; elsewhere they run to their end, and the next scheduler waits
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import functools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
+from safe_rlhf_v.cli.forked import Forked, follow
+
 State = Literal["done before", "done", "failed", "not run"]
 TAIL = 15
 LOGS = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # whatever the locale, logs are read as UTF-8
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One command. after: names of jobs it needs. done: whether its work is there; this, not the exit code, says
-    whether a job that ended has failed. progress: share of it that is done, None where that is unknown."""
+    """One command, or a function for a fork of this process. after: names of jobs it needs. done: whether its work is
+    there; this, not the exit code, says whether a job that ended has failed. progress: share of it that is done, None
+    where that is unknown. cores: how many processes it keeps busy."""
 
     name: str
-    command: Sequence[str]
+    command: Sequence[str] | Callable[[], object]
     log: Path
     done: Callable[[], bool]
     kind: str = "job"
     after: Sequence[str] = ()
     progress: Callable[[], float | None] = lambda: None
+    cores: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Running:
     """A job whose process lives."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     lock: IO[bytes]
     began: float = field(default_factory=time.monotonic)
 
@@ -82,7 +84,8 @@ def run_jobs(
     environment: Mapping[str, str] | None = None,
     poll: float = 0.2,
 ) -> dict[str, Outcome]:
-    """Runs every job, at most `workers` at a time, in order where the jobs they need allow; returns name -> outcome.
+    """Runs every job, those on at most `workers` cores at a time, in order where the jobs they need allow; a job that
+    wants more than there are runs alone. Returns name -> outcome.
 
     environment: on top of this process's. On Ctrl-C, SIGTERM or a closed terminal the running processes are stopped and
     waited for, then KeyboardInterrupt is raised; what they had done so far stays for the next time.
@@ -132,7 +135,7 @@ def _start_ready(
             continue
         elif job.done():
             _end(job, Outcome(state="done before"), outcomes, watcher)
-        elif len(running) < workers and (lock := _locked(job.log)):
+        elif _fits(job, running, workers) and (lock := _locked(job.log)):
             if job.done():  # by the process that held the lock until now
                 lock.close()
                 _end(job, Outcome(state="done before"), outcomes, watcher)
@@ -142,6 +145,10 @@ def _start_ready(
         else:
             continue
         waiting.remove(job)
+
+
+def _fits(job: Job, running: Sequence[Running], workers: int) -> bool:
+    return not running or sum(item.job.cores for item in running) + job.cores <= workers
 
 
 def _locked(log: Path) -> IO[bytes] | None:
@@ -157,6 +164,8 @@ def _locked(log: Path) -> IO[bytes] | None:
 
 
 def _spawn(job: Job, lock: IO[bytes], environment: Mapping[str, str]) -> Running:
+    if callable(job.command):
+        return Running(job=job, process=Forked(job.command, job.log, environment), lock=lock)
     with job.log.open("ab") as log:
         process = subprocess.Popen(
             list(job.command),
@@ -166,22 +175,9 @@ def _spawn(job: Job, lock: IO[bytes], environment: Mapping[str, str]) -> Running
             env=dict(environment),
             pass_fds=[lock.fileno()],
             start_new_session=True,  # Ctrl-C reaches the scheduler alone, which then stops its children itself
-            preexec_fn=_dies_with(os.getpid()),
+            preexec_fn=functools.partial(follow, os.getpid()),
         )
     return Running(job=job, process=process, lock=lock)
-
-
-def _dies_with(parent: int) -> Callable[[], None] | None:
-    """For a child, before it becomes its command: Linux is to end it when the parent ends, however that ends."""
-    if sys.platform != "linux":
-        return None
-    return functools.partial(_follow, ctypes.CDLL(None).prctl, parent)
-
-
-def _follow(prctl: Callable[[int, int], int], parent: int) -> None:
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended just before
-        os._exit(1)
 
 
 def _collect(running: list[Running], outcomes: dict[str, Outcome], watcher: Watcher) -> None:

@@ -242,3 +242,10 @@ def test_incomplete_folder_of_pictures_names_the_objects(tmp_path):
 def test_pictures_are_plain_rgb(rows):
     image = rows["train"][0].prompt.images[0]
     assert isinstance(image, Picture) and image.load().mode == "RGB" and image.load().size == (64, 64)
+
+
+def test_processes_that_draw_change_no_row(tmp_path):
+    one, two = (write(tmp_path / str(n), train=30, evaluation=6, seed=3, workers=n) for n in (1, 2))
+    files = sorted(p.relative_to(one) for p in one.rglob("*.parquet"))
+    assert files and files == sorted(p.relative_to(two) for p in two.rglob("*.parquet"))
+    assert all((one / f).read_bytes() == (two / f).read_bytes() for f in files)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -163,9 +163,10 @@ class GroupLagSection(Section):
 
 
 class RePOSection(PPOLagSection):
-    form: Literal["gated", "rectified"] = Field("gated", description="gated: cost enters unsafe samples only; rectified: {c}+ as terminal cost.")
-    slack: NonNegative = Field(0.0, description="Mean {c}+ that is let pass; without it the multiplier never falls.")
-    window: Count = Field(0, description="The multiplier sees the mean {c}+ of so many newest samples; 0: of the last rollout.")
+    form: Literal["rectified", "gated", "per_prompt"] = Field("rectified", description="rectified: {c + margin}+ as terminal cost; per_prompt: {mean cost of a prompt's samples + margin}+, needs num_generations of at least 2; gated: the cost enters unsafe samples only, which is no gradient of any penalty and can raise the share of unsafe answers.")
+    margin: NonNegative = Field(0.0, description="m of {c + m}+: costs must lie at or under -m; at 0 the optimum lies on the cost model's boundary, among its misses. [ours]")
+    slack: NonNegative = Field(0.0, description="Mean {c + margin}+ that is let pass; without it the multiplier never falls.")
+    window: Count = Field(0, description="The multiplier sees the mean {c + margin}+ of so many newest samples; 0: of the last rollout.")
     delay: Count = Field(0, description="Rollouts before the multiplier first moves.")
 
 
@@ -221,10 +222,10 @@ class PIDSection(Section):
 class DualSection(Section):
     """The multiplier lambda >= 0 on the cost."""
 
-    kind: Literal["log", "additive", "augmented", "pid", "fixed"] = Field("log", description="log: the released code's update; additive: the paper's equation; augmented: augmented Lagrangian; pid: PID control; fixed: stays at initial (reward shaping; 0: reward alone).")
+    kind: Literal["log", "additive", "augmented", "pid", "fixed"] = Field("log", description="log: the released code's update (algorithm repo takes additive where none is named); additive: the paper's equation; augmented: augmented Lagrangian; pid: PID control; fixed: stays at initial (reward shaping; 0: reward alone).")
     lr: NonNegative = Field(0.1, description="Step size of log, additive and augmented. [code] 0.1")
     rho: NonNegative = Field(1.0, description="Used by augmented: weight of the present violation in the multiplier. [ours]")
-    initial: NonNegative = Field(10.0, description="First multiplier of all but pid; the only one of fixed. [code] 10")
+    initial: NonNegative = Field(10.0, description="First multiplier of all but pid; the only one of fixed. Algorithm repo without slack, whose multiplier never falls, takes 0 where none is named. [code] 10")
     maximum: Rate = Field(20.0, description="Budget bound: largest multiplier of log, additive and augmented. [code] 20")
     pid: PIDSection = Field(PIDSection(), description="Used by kind: pid.")
 
@@ -308,6 +309,28 @@ class PolicySection(Section):
             raise ValueError("algorithm imitation learns from demonstrations alone: set ptx_coeff above 0")
         if self.algorithm == "repo" and self.measure.kind != "mean":
             raise ValueError(f"measure.kind {self.measure.kind} needs a bound on all prompts together; algorithm repo has one for each: use measure.kind: mean")
+        if self.algorithm == "repo" and self.repo.form == "per_prompt" and self.num_generations < 2:
+            raise ValueError(f"num_generations must be at least 2 for algorithm repo with form per_prompt, the mean of a prompt's samples, not {self.num_generations}")
+        return self
+
+    @model_validator(mode="after")
+    def _dual_of_repo(self) -> PolicySection:
+        """Without slack the violation of repo is never below 0, and a multiplier never falls."""
+        if self.algorithm != "repo":
+            return self
+        dual, named = self.dual, self.dual.model_fields_set
+        chosen: dict[str, Any] = {} if "kind" in named else {"kind": "additive"}
+        kind = chosen.get("kind", dual.kind)
+        if not self.repo.slack and "initial" not in named and kind in ("additive", "augmented"):
+            chosen["initial"] = 0.0
+        if chosen:  # not by assignment, which would validate again
+            self.__dict__["dual"] = dual = dual.model_copy(update=chosen)
+        if self.repo.slack or dual.kind in ("pid", "fixed"):
+            return self
+        if dual.kind == "log":
+            raise ValueError("dual.kind log cannot be used with algorithm repo and repo.slack 0: the violation, mean {c}+, is never below 0, and log lambda only rises, ever faster; use dual.kind: additive from a small dual.initial, or set repo.slack above 0")
+        if dual.lr and dual.initial >= dual.maximum:
+            raise ValueError(f"dual.initial {dual.initial:g} is dual.maximum: with algorithm repo and repo.slack 0 the multiplier never falls, so it could not move; begin lower, at 0 for example, or use dual.kind: fixed")
         return self
 
 
@@ -495,9 +518,11 @@ class Settings(Section):
     def save(self, path: str | Path) -> None:
         """Write every setting, defaults included, as YAML that `load_settings` reads back to the same settings.
 
-        Whole or not at all.
+        Whole or not at all. A rule of the multiplier that nobody named is left out: it goes by the algorithm, which
+        who reads the file may change.
         """
-        replace_text(path, dump_yaml(self.model_dump(mode="json")))
+        unnamed = {"kind", "initial"} - self.policy.dual.model_fields_set
+        replace_text(path, dump_yaml(self.model_dump(mode="json", exclude={"policy": {"dual": unnamed}})))
 
 
 def load_settings(path: str | Path | None = None, overrides: Sequence[str] = (), *, section: str = "") -> Settings:

@@ -151,7 +151,7 @@ def train(
         pi = np.exp(log_pi)
         rollout, cells = rollout_of(problem, pi, rows)
         rollout = replace(rollout, costs=measure(rollout.costs, rollout.costs))
-        violations.append(algorithm.violation(rollout.costs))
+        violations.append(algorithm.violation(rollout.costs.view(-1, rows)))
         state = dual.step(state, violations[-1])
         if algorithm.needs_critics:
             rollout = with_fitted_critics(algorithm, rollout, cells, pi)

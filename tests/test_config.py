@@ -3,6 +3,7 @@ import functools
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,13 @@ def test_override_values_may_hold_equal_signs_and_null() -> None:
         ("policy: {algorithm: rloo_lag}", ["num_generations must be at least 2 for algorithm rloo_lag"]),
         ("policy: {algorithm: repo, measure: {kind: cvar}}", ["measure.kind cvar", "use measure.kind: mean"]),
         ("policy: {threshold: low}", ["policy.threshold = 'low': should be a valid number", "or should be 'auto'"]),
+        ("policy: {algorithm: repo, dual: {kind: log}}", ["dual.kind log", "only rises", "dual.kind: additive"]),
+        (
+            "policy: {algorithm: repo, dual: {kind: additive, initial: 20}}",
+            ["dual.initial 20", "never falls", "begin lower"],
+        ),
+        ("policy: {algorithm: repo, repo: {form: per_prompt}}", ["num_generations must be at least 2", "not 1"]),
+        ("policy: {algorithm: repo, repo: {margin: -1}}", ["policy.repo.margin"]),
         ("policy: {dual: {initial: 30}}", ["policy.dual", "initial 30 is above maximum 20"]),
         ("policy: {dual: {kind: log, initial: 0}}", ["initial must be above 0 for kind log"]),
         ("reward: {max_steps: true}", ["reward.max_steps = True", "true / false"]),
@@ -152,6 +160,36 @@ def test_sections_mirror_the_measures(kind: str, measure: str) -> None:
     section = load_settings(None, [f"policy.measure.kind={kind}"]).policy.measure
     for field in dataclasses.fields(getattr(cost_measures, measure)):
         assert getattr(section, field.name) == field.default
+
+
+@pytest.mark.parametrize(
+    ("changes", "want"),
+    [
+        ([], ("additive", 0.0)),  # none is named: a rule that its violation, never below 0, can use, from 0
+        (["policy.dual.lr=0.2", "policy.dual.maximum=15"], ("additive", 0.0)),
+        (["policy.dual.initial=2"], ("additive", 2.0)),
+        (["policy.repo.slack=0.1"], ("additive", 10.0)),
+        (["policy.repo.slack=0.1", "policy.dual.kind=log"], ("log", 10.0)),  # with slack the log rule falls too
+        (["policy.dual.kind=augmented"], ("augmented", 0.0)),
+        (["policy.dual.kind=fixed"], ("fixed", 10.0)),
+        (["policy.dual.kind=fixed", "policy.dual.initial=20"], ("fixed", 20.0)),
+        (["policy.dual.kind=pid"], ("pid", 10.0)),
+    ],
+)
+def test_repo_takes_a_rule_that_its_violation_can_move(changes: list[str], want: Any, tmp_path: Path) -> None:
+    settings = load_settings(None, ["policy.algorithm=repo", *changes])
+    assert (settings.policy.dual.kind, settings.policy.dual.initial) == want
+    settings.save(tmp_path / "settings.yaml")
+    assert load_settings(tmp_path / "settings.yaml") == settings
+    assert load_settings().policy.dual.kind == "log"  # of all other algorithms
+    load_settings(None, ["policy.max_steps=5"]).save(tmp_path / "base.yaml")  # a file that names no rule
+    assert (
+        load_settings(tmp_path / "base.yaml", ["policy.algorithm=repo", *changes]).policy.dual == settings.policy.dual
+    )
+    later = load_settings(None, changes)
+    later.policy.repo = settings.policy.repo
+    later.policy.algorithm = "repo"
+    assert later.policy.dual == settings.policy.dual
 
 
 def test_a_fixed_multiplier_has_no_maximum() -> None:

@@ -39,7 +39,10 @@ class OnlineAlgorithm(Protocol):
     def threshold(self) -> float: ...
 
     def violation(self, costs: Tensor) -> float:
-        """How far the costs, (n,) of all ranks, stand above the constraint; above 0 it raises the multiplier."""
+        """How far the costs of all ranks, (N, G) with a row a prompt or (n,), stand above the constraint.
+
+        Above 0 it raises the multiplier.
+        """
         ...
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float) -> Advantages:

@@ -20,7 +20,7 @@ from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.answering import Answering, Scoring
 from safe_rlhf_v.cli.stage_folder import read_done, require_writable
 from safe_rlhf_v.cli.stages import readable, threshold
-from safe_rlhf_v.config import Settings
+from safe_rlhf_v.config import RePOSection, Settings
 from safe_rlhf_v.evaluation import (
     Answer,
     Judge,
@@ -213,11 +213,11 @@ def _constraint(settings: Settings, bound: float, answers: Sequence[Answer]) -> 
     rule: Any = build.dual(settings)
     rows = _metrics(Path(settings.output_dir))
     costs = {i: a.cost for i, a in enumerate(answers) if a.cost is not None}
-    bounded = bounded_instead(settings, bound, list(costs.values())) if costs else None
+    of = [answers[i].prompt.id for i in costs]
+    bounded = bounded_instead(settings, bound, list(costs.values()), of) if costs else None
     tested = None
     if costs and (bounded is None or settings.policy.measure.kind == "high_confidence"):  # it tests the mean
-        prompts = [answers[i].prompt.id for i in costs]
-        tested = safety_test(list(costs.values()), bound, prompts, delta=settings.evaluation.delta)
+        tested = safety_test(list(costs.values()), bound, of, delta=settings.evaluation.delta)
     return {
         "threshold": bound,
         "final_multiplier": rows[-1]["multiplier"] if rows else rule.init().value,
@@ -228,12 +228,16 @@ def _constraint(settings: Settings, bound: float, answers: Sequence[Answer]) -> 
     }
 
 
-def bounded_instead(settings: Settings, bound: float, costs: Sequence[float]) -> dict[str, Any] | None:
-    """What training bounded where it is not the mean cost: the name, its bound, and its value on these costs."""
+def bounded_instead(
+    settings: Settings, bound: float, costs: Sequence[float], prompts: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """What training bounded where it is not the mean cost: the name, its bound, and its value on these costs.
+
+    prompts: that each cost is of; only a bound on every prompt's mean asks for them.
+    """
     policy, known = settings.policy, torch.tensor(costs, dtype=torch.float64)
     if policy.algorithm == "repo":
-        value = float(known.clamp(min=0).mean())
-        return {"name": "mean {c}+, the cost above 0 of every answer,", "bound": policy.repo.slack, "value": value}
+        return _rectified(policy.repo, known, prompts)
     names = {
         "high_confidence": f"mean cost plus {policy.measure.kappa:g} standard deviations",
         "cvar": f"mean cost of the worst {1 - policy.measure.alpha:.0%} of answers",
@@ -242,6 +246,16 @@ def bounded_instead(settings: Settings, bound: float, costs: Sequence[float]) ->
         return None
     value = float(build.measure(settings)(known, known).mean())
     return {"name": names[policy.measure.kind], "bound": bound, "value": value}
+
+
+def _rectified(repo: RePOSection, costs: torch.Tensor, prompts: Sequence[str]) -> dict[str, Any]:
+    of, level = "answer", f"{-repo.margin:g}" if repo.margin else "0"
+    if repo.form == "per_prompt":
+        of = "prompt in the mean"
+        costs = torch.stack([costs[[p == one for p in prompts]].mean() for one in dict.fromkeys(prompts)])
+    name = "{c}+" if not repo.margin else f"{{c + {repo.margin:g}}}+"
+    value = float((costs + repo.margin).clamp(min=0).mean())
+    return {"name": f"mean {name}, the cost above {level} of every {of},", "bound": repo.slack, "value": value}
 
 
 def _metrics(output: Path) -> list[dict[str, Any]]:

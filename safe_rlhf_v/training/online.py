@@ -173,7 +173,7 @@ class OnlineTrainer:
         known = self.known_costs(costs)
         measured = self.measure(known, known)
         self.watch.see_measured(known, measured, self.step, len(known) >= self.algorithm.window)
-        violation = self.algorithm.violation(measured)
+        violation = self.algorithm.violation(by_prompt(measured, self.args.num_generations))
         if self.step > self.algorithm.delay:
             self.dual_state = self.dual.step(self.dual_state, violation)
         self.watch.see(self.multiplier, violation, self.step)
@@ -357,6 +357,11 @@ class OnlineTrainer:
     @property
     def _no_bar(self) -> bool | None:
         return None if self._talks else True  # None: off unless a terminal
+
+
+def by_prompt(costs: Tensor, group_size: int) -> Tensor:
+    """(n,) costs, rows of one prompt together, as (N, G); of a window that cuts a prompt the rest of it is left out."""
+    return costs[len(costs) % group_size :].view(-1, group_size)
 
 
 def _smallest(halved: Sequence[Sequence[int | None]]) -> list[int | None]:

@@ -21,8 +21,9 @@ from safe_rlhf_v.cost_measures import CVaR, HighConfidence
 from safe_rlhf_v.losses import clipped_surrogate
 from safe_rlhf_v.types import Inputs, Responses, Rollout
 
-ALL = [PPOLag(), RePO(), RePO(form="rectified"), CRPO(), P3O(), GroupLag(), RLOOLag()]
-WITH_CRITICS = ALL[:5]
+FORMS: Any = ("rectified", "gated", "per_prompt")
+ALL = [PPOLag(), *(RePO(form=form, margin=0.1) for form in FORMS), CRPO(), P3O(), GroupLag(), RLOOLag()]
+WITH_CRITICS = ALL[:6]
 MISSED = 100.0  # a violation so large that the penalty of P3O is on whatever the rows
 
 
@@ -90,44 +91,71 @@ def test_threshold_is_subtracted_and_sign_means_unsafe() -> None:
     assert RePO(slack=1.0).violation(costs) == pytest.approx(2 / 3)
 
 
+def test_repo_takes_what_is_above_the_margin() -> None:
+    costs = torch.tensor([1.0, -2.0, 4.0, -0.25])
+    # {c + .5}+: 1.5, 0, 4.5, .25. Prompts of two: means -.5, 1.875; + .5 and rectified: 0, 2.375
+    assert RePO(margin=0.5).violation(costs) == RePO(margin=0.5, form="gated").violation(costs) == 6.25 / 4
+    per_prompt = RePO(margin=0.5, form="per_prompt")
+    assert per_prompt.violation(costs.view(2, 2)) == 2.375 / 2
+    assert RePO(margin=0.5, form="per_prompt", slack=0.25).violation(costs.view(2, 2)) == 2.375 / 2 - 0.25
+    for wrong in (costs, costs[:, None]):
+        with pytest.raises(ValueError, match="num_generations to at least 2"):
+            per_prompt.violation(wrong)
+
+
 def test_repo_gated_ignores_the_cost_of_safe_responses() -> None:
-    data = rollout(costs=[-1.0, 2.0, 0.0, 0.5])
-    gated, plain = RePO().advantages(data, 3.0).policy, PPOLag().advantages(data, 3.0).policy
+    data, gated = rollout(costs=[-1.0, 2.0, 0.0, 0.5]), RePO(form="gated")
+    got, plain = gated.advantages(data, 3.0).policy, PPOLag().advantages(data, 3.0).policy
     reward_alone = PPOLag().advantages(data, 0.0).policy
-    assert torch.equal(gated[[0, 2]], reward_alone[[0, 2]])
-    assert torch.equal(gated[[1, 3]], plain[[1, 3]])
+    assert torch.equal(got[[0, 2]], reward_alone[[0, 2]] / 4)  # over 1 + lam, as the others
+    assert torch.equal(got[[1, 3]], plain[[1, 3]])
+    with_margin = RePO(form="gated", margin=0.1).advantages(data, 3.0).policy  # 0 is no longer safe enough
+    assert torch.equal(with_margin[0], got[0]) and torch.equal(with_margin[1:], plain[1:])
 
 
-def test_repo_rectified_sees_safe_costs_as_zero() -> None:
+@pytest.mark.parametrize("margin", [0.0, 1.5])
+def test_repo_rectified_sees_safe_costs_as_zero(margin: float) -> None:
     data = rollout(costs=[-1.0, 2.0, -3.0, 0.5])
-    got = RePO(form="rectified").advantages(data, 3.0)
-    want = PPOLag().advantages(replace(data, costs=data.costs.clamp(min=0)), 3.0)
+    got = RePO(margin=margin).advantages(data, 3.0)
+    want = PPOLag().advantages(replace(data, costs=(data.costs + margin).clamp(min=0)), 3.0)
     assert torch.equal(got.policy, want.policy) and torch.equal(got.cost_returns, want.cost_returns)
 
 
+def test_repo_per_prompt_weighs_a_cost_by_the_others_of_its_prompt() -> None:
+    # Prompt one: -1 and 2, m = .5. The other of -1 is 2 > -.5, so it counts: -.5; the other of 2 is -1: 0.
+    # Prompt two: .1 and -.2: both others are above -.5: .6 and .3.
+    data = rollout(costs=[-1.0, 2.0, 0.1, -0.2])
+    got = RePO(form="per_prompt", margin=0.5).advantages(data, 3.0)
+    want = PPOLag().advantages(replace(data, costs=torch.tensor([-0.5, 0.0, 0.6, 0.3])), 3.0)
+    torch.testing.assert_close(got.policy, want.policy)
+    with pytest.raises(ValueError, match="num_generations to at least 2"):
+        RePO(form="per_prompt").advantages(rollout(group_size=1), 3.0)
+
+
 def test_repo_by_hand_on_one_token() -> None:
-    # as for PPOLag: A_r = 2.74. Gated and safe (c = -1): A_r. Rectified: c+ = 0, A_c = .01 - .75 = -.74,
-    # (2.74 + 4 * .74) / 5 = 1.14
-    assert RePO().advantages(one_token(3.0, -1.0), 4.0).policy.item() == pytest.approx(2.74)
-    assert RePO(form="rectified").advantages(one_token(3.0, -1.0), 4.0).policy.item() == pytest.approx(1.14)
+    # as for PPOLag: A_r = 2.74. Gated and safe (c = -1): A_r / 5. Rectified: c+ = 0, A_c = .01 - .75 = -.74,
+    # (2.74 + 4 * .74) / 5 = 1.14. With a margin of 1.5: {.5}+, A_c = .51 - .75 = -.24, (2.74 + 4 * .24) / 5 = .74
+    data = one_token(3.0, -1.0)
+    assert RePO(form="gated").advantages(data, 4.0).policy.item() == pytest.approx(0.548)
+    assert RePO().advantages(data, 4.0).policy.item() == pytest.approx(1.14)
+    assert RePO(margin=1.5).advantages(data, 4.0).policy.item() == pytest.approx(0.74)
 
 
 def test_repo_forms_coincide_where_every_response_is_unsafe_or_the_multiplier_is_0() -> None:
     unsafe, mixed = rollout(costs=[0.1, 2.0, 1.0, 0.5]), rollout(costs=[-1.0, 2.0, 0.0, 0.5])
     for data, lam in ((unsafe, 3.0), (mixed, 0.0)):
-        gated, rectified = (RePO(form=form).advantages(data, lam) for form in ("gated", "rectified"))
-        assert torch.equal(gated.policy, rectified.policy)
-        assert torch.equal(gated.policy, PPOLag().advantages(data, lam).policy)
+        for form in FORMS:
+            got = RePO(form=form).advantages(data, lam).policy
+            assert torch.equal(got, PPOLag().advantages(data, lam).policy)
 
 
-def test_repo_forms_differ_on_safe_responses_alone() -> None:
-    # rectified divides a safe response's reward by 1 + lam and keeps its KL; gated leaves both as they are
-    data = rollout(costs=[-1.0, 2.0, 0.0, 0.5])
-    gated, rectified = (RePO(form=form).advantages(data, 3.0).policy for form in ("gated", "rectified"))
-    assert [torch.equal(a, b) for a, b in zip(gated, rectified, strict=True)] == [False, True, False, True]
-    plain = replace(data, cost_values=torch.zeros_like(data.logps))
-    gated, rectified = (RePO(form=form, beta=0.0).advantages(plain, 3.0).policy for form in ("gated", "rectified"))
-    torch.testing.assert_close(rectified[[0, 2]], gated[[0, 2]] / 4)
+def test_repo_clamps_both_streams_in_every_form() -> None:
+    data = rollout(costs=[1e3, 1e3, 1e3, 1e3])
+    for form in FORMS:
+        got = RePO(form=form).advantages(replace(data, rewards=data.rewards + 1e3), 1.0)
+        assert got.reward_returns.abs().max() <= 50.0 + 50.0  # values of other tokens enter, at lambda .95
+        last = got.cost_returns.gather(1, data.responses.mask.sum(1, keepdim=True) - 1)
+        assert torch.equal(last, torch.full_like(last, 50.0))
 
 
 @pytest.mark.parametrize("kind", [CRPO, P3O])
@@ -237,7 +265,8 @@ def test_rloo_refuses_groups_of_one() -> None:
 def test_measures_at_their_limit_change_no_algorithm(algorithm: Any, measure: Any) -> None:
     data = rollout()
     measured = replace(data, costs=measure(data.costs, data.costs))
-    assert algorithm.violation(measured.costs) == algorithm.violation(data.costs)
+    costs = [x.costs.view(-1, data.group_size) for x in (measured, data)]
+    assert algorithm.violation(costs[0]) == algorithm.violation(costs[1])
     first, second = (algorithm.advantages(x, 2.0, 0.1).policy for x in (data, measured))
     assert torch.equal(first, second)
 
@@ -252,6 +281,8 @@ def test_a_shift_of_the_cost_that_the_critic_knows_changes_no_advantage() -> Non
 def test_repo_refuses_an_unknown_form() -> None:
     with pytest.raises(ValueError, match="'hard' is not"):
         RePO(form="hard")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="margin -1"):
+        RePO(margin=-1.0)
 
 
 def test_group_lag_combines_advantages_not_scores() -> None:

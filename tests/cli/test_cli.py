@@ -526,12 +526,22 @@ def test_help_does_not_wait_for_torch() -> None:
         (["policy.measure.kind=cvar", "policy.measure.alpha=0.75"], (-0.5, 4.0)),  # the worst of four
         (["policy.measure.kind=high_confidence", "policy.measure.kappa=1"], (-0.5, 2.5276)),  # .25 + sqrt(20.75 / 4)
         (["policy.algorithm=repo", "policy.repo.slack=0.2"], (0.2, 1.0)),
+        (["policy.algorithm=repo", "policy.repo.margin=1"], (0.0, 1.5)),  # 0, 0, 1, 5
+        (  # prompts of -2, 0 and of -1, 4: means + 1 are 0 and 2.5
+            [
+                "policy.algorithm=repo",
+                "policy.repo.margin=1",
+                "policy.repo.form=per_prompt",
+                "policy.num_generations=2",
+            ],
+            (0.0, 1.25),
+        ),
     ],
 )
 def test_the_report_says_what_training_bounded_where_it_is_not_the_mean(
     changes: list[str], want: tuple[float, float] | None
 ) -> None:
-    found = evaluation.bounded_instead(load_settings(None, changes), -0.5, [-2.0, -1.0, 0.0, 4.0])
+    found = evaluation.bounded_instead(load_settings(None, changes), -0.5, [-2.0, -1.0, 0.0, 4.0], ["a", "b", "a", "b"])
     assert (found and (found["bound"], found["value"])) == (want and pytest.approx(want, abs=1e-4))
 
 

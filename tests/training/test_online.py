@@ -49,7 +49,8 @@ def mean(rows: list[dict[str, Any]], name: str, part: slice) -> float:
     return sum(values) / len(values)
 
 
-ALGORITHMS = [PPOLag(threshold=-0.2), RePO(), RePO(form="rectified"), CRPO(), P3O(), GroupLag(), RLOOLag(), Imitation()]
+REPO = [RePO(), RePO(form="gated"), RePO(form="per_prompt", margin=0.1, window=5)]
+ALGORITHMS = [PPOLag(threshold=-0.2), *REPO, CRPO(), P3O(), GroupLag(), RLOOLag(), Imitation()]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -490,3 +491,14 @@ def test_arguments_that_make_no_sense_are_named(name: str, value: float) -> None
 def test_mistake_7_unknown_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="learnig_rate"):
         arguments("unused", learnig_rate=0.1)
+
+
+def test_repo_per_prompt_sees_whole_prompts_of_the_window(tmp_path: Path) -> None:
+    """A window of 5 costs and groups of 2: the newest two prompts, whichever sample the window cuts."""
+    run = trainer(tmp_path, RePO(form="per_prompt", window=5), AdditiveDual(1.0, 0.0, 50.0))
+    run.step = 1  # past the delay
+    first = run.move_multiplier(torch.tensor([1.0, 2.0]))
+    assert first == 1.5 and run.multiplier == 1.5
+    run.move_multiplier(torch.tensor([-1.0, 3.0]))
+    # known: 2, -1, 3, -8, 2: prompts of (-1, 3) and (-8, 2), means 1 and -3
+    assert run.move_multiplier(torch.tensor([-8.0, 2.0])) == 0.5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,7 +251,8 @@ class Exact:
         dual = t.beta * (t.ref * ((t.r + h @ lam) / t.beta).exp()).sum(1).log()
         reward, kl = (pi * t.r).sum(1), (pi * log_ratio).sum(1)
         slack = torch.einsum("ny,nyk->nk", pi, h)
-        return Measured(primal=reward - t.beta * kl, dual=dual, slack=slack, reward=reward, kl=kl)
+        primal = reward - t.beta * kl
+        return Measured(primal=primal, dual=dual, slack=slack, reward=reward, kl=kl, duals={}, effective=kl)
 
 
 def run(exact: Exact, folder: Path, iterations: int, eta: Any = "auto") -> IterativeResult:
@@ -476,7 +478,7 @@ def iterate_of(primal: float, *slack: float) -> Iterate:
     one = Estimate(value=primal, low=primal, high=primal)
     return Iterate(
         iteration=1, multipliers=(0.0,), primal=one, dual=one, gap=one, suboptimality=one,
-        improvement=(one,), slack=slack, reward=0.0, kl=0.0,
+        improvement=(one,), slack=slack, reward=0.0, kl=0.0, duals={}, effective=9.0,
     )  # fmt: skip
 
 
@@ -538,3 +540,22 @@ def test_a_killed_loop_goes_on_where_it_was(tmp_path: Path) -> None:
     assert resumed == whole
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "killed")]
     assert len(rows[0]) == len(rows[1]) == 5
+
+
+def test_effective_samples_by_hand() -> None:
+    """Equal weights count whole: 4. Weights 3, 1: 16 / 10. One weight alone: 1, also where the others underflow."""
+    rows = [[2.0] * 4, [math.log(3.0), 0.0, -1e4, -1e4], [0.0, -1e4, -1e4, -1e4]]
+    assert caid.effective_samples(torch.tensor(rows, dtype=D)).tolist() == pytest.approx([4.0, 1.6, 1.0])
+
+
+def test_the_larger_estimate_of_the_dual_stands() -> None:
+    """One prompt, lam 0, beta 1. The policy's two samples (reward 0, log ratio 0) give D 0; the reference's rewards
+    log 1 and log 3 give log((1 + 3)/2) = log 2. With a reference of rewards -5 the policy's stands."""
+    none, gains = torch.zeros(1, 2, dtype=D), torch.zeros(1, 2, 1, dtype=D)
+    zero = torch.zeros(1, 1, dtype=D)
+    for of_ref, stands in (([0.0, math.log(3.0)], math.log(2.0)), ([-5.0, -5.0], 0.0)):
+        rewards = torch.tensor([of_ref], dtype=D)
+        found = caid.measure(none, gains, none, zero, zero[0], zero[0], 1.0, (rewards, gains))
+        assert found.dual.item() == pytest.approx(stands)
+        assert found.duals["policy"] == pytest.approx(0.0)
+        assert found.effective.item() == pytest.approx(2.0)

@@ -6,7 +6,8 @@ distributions, so what it reaches is not what was asked. CAID looks at what it d
     repeat:  theta <- argmax L(pi_theta, lam)  (pseudo-labels by r + lam.g, then DPO)
              u = E_x E_{y ~ pi_theta} h        (on-policy)
              lam <- [lam - eta u]_+            (`duals.VectorDual` on the violation -u)
-    return the best iterate: the feasible one of the highest objective, not the last
+    return the best iterate, not the last: the feasible one of the highest objective [ours; the paper: the least dual
+    value]
 
 Shapes: N prompts, G samples of the policy a prompt, K constraints. rewards, log_ratios (N, G), where log_ratios is the
 sum over tokens of log pi - log ref; gains (N, G, K), g = -cost; reference (N, K), E_ref g of each prompt; bounds (K,).
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.algorithms.can import OneShotSolution, curvature, dual_gradient, relative
+from safe_rlhf_v.algorithms.can import OneShotSolution, curvature, dual_gradient, dual_value, relative
 
 
 def lagrangian_scores(rewards: Tensor, gains: Tensor, multipliers: Tensor) -> Tensor:
@@ -41,14 +42,18 @@ def pseudo_labels(rewards: Tensor, gains: Tensor, multipliers: Tensor, generator
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A policy at multipliers lam, prompt by prompt. primal, dual, reward, kl: (N,); slack: (N, K).
+    """A policy at multipliers lam, prompt by prompt. primal, dual, reward, kl, effective: (N,); slack: (N, K).
 
     primal: E r - beta KL. slack: E h, whose mean is the dual's gradient u. dual: of D(lam), which bounds every policy's
-    L = primal + lam.slack from above.
+    L = primal + lam.slack from above; the larger in the mean of the estimates that `duals` names, since each of them
+    lies below D in expectation (Jensen). effective: (sum w)^2 / sum w^2 of the importance weights w of a prompt's G
+    samples, between 1 and G: how many of them the estimate rests on.
     """
 
     primal: Tensor
     dual: Tensor
+    duals: dict[str, float]
+    effective: Tensor
     slack: Tensor
     reward: Tensor
     kl: Tensor
@@ -62,23 +67,40 @@ def measure(
     bounds: Tensor,
     multipliers: Tensor,
     beta: float,
+    of_reference: tuple[Tensor, Tensor] | None = None,
 ) -> Measured:
     """What on-policy samples say of a policy, in float64.
 
+    of_reference: rewards (N, G') and gains (N, G', K) of samples of ref, for the second estimate of D(lam).
+
     D(lam) = beta E log E_ref exp((r + lam.h)/beta) [paper] is estimated as beta log mean_j exp((r + lam.h)/beta - log
     pi/ref) [ours]: the same expectation by importance from samples of pi, which stands near pi*(lam). Plain samples of
-    ref never hold what pi* mostly says once KL(pi* || ref) passes log G. The estimate is at least that of L, by Jensen.
+    ref never hold what pi* mostly says once KL(pi* || ref) passes log G, and weights of pi rest on few samples where it
+    is far from pi*: so both are taken, and the larger in the mean stands. It is at least that of L, by Jensen.
     """
     rewards, log_ratios, lam = rewards.double(), log_ratios.double(), multipliers.double()
     h = relative(gains.double(), bounds.double(), reference.double())
-    exponent = (rewards + h @ lam) / beta - log_ratios  # (N, G)
+    exponent = (rewards + h @ lam) / beta - log_ratios  # (N, G): log of the importance weights
+    dual = {"policy": beta * (exponent.logsumexp(1) - math.log(exponent.shape[1]))}
+    if of_reference is not None:
+        ref_h = relative(of_reference[1].double(), bounds.double(), reference.double())
+        dual["reference"] = dual_value(of_reference[0].double(), ref_h, lam, beta)
+    means = {name: values.mean().item() for name, values in dual.items()}
     return Measured(
         primal=(rewards - beta * log_ratios).mean(1),
-        dual=beta * (exponent.logsumexp(1) - math.log(exponent.shape[1])),
+        dual=dual[max(means, key=means.__getitem__)],
+        duals=means,
+        effective=effective_samples(exponent),
         slack=h.mean(1),
         reward=rewards.mean(1),
         kl=log_ratios.mean(1),
     )
+
+
+def effective_samples(log_weights: Tensor) -> Tensor:
+    """(N,) (sum w)^2 / sum w^2 of the weights of each row, log_weights (N, G): G where they are equal, 1 where one
+    sample has them all. Kish 1965, section 11.7."""
+    return (2 * log_weights.logsumexp(1) - (2 * log_weights).logsumexp(1)).exp()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +127,8 @@ class Iterate:
 
     improvement: E_pi g - E_ref g, to compare with the bound; slack: improvement - bound, u; one each a constraint.
     gap: dual - primal >= 0 for a feasible policy; suboptimality: dual - L = beta KL(pi || pi*(lam)) >= 0, the part
-    that training left; the rest is lam.u, the part that the multipliers left.
+    that training left; the rest is lam.u, the part that the multipliers left. duals, effective: of `Measured`; the
+    latter's mean over prompts.
     """
 
     iteration: int
@@ -118,6 +141,8 @@ class Iterate:
     slack: tuple[float, ...]
     reward: float
     kl: float
+    duals: dict[str, float]
+    effective: float
 
     @property
     def shortfall(self) -> float:
@@ -142,13 +167,16 @@ def summarise(
         slack=tuple(m.slack.mean(0).tolist()),
         reward=m.reward.mean().item(),
         kl=m.kl.mean().item(),
+        duals=m.duals,
+        effective=m.effective.mean().item(),
     )
 
 
 def best(iterates: Sequence[Iterate]) -> tuple[int, bool]:
-    """Index of the best iterate, and whether it is feasible [paper].
+    """Index of the best iterate, and whether it is feasible.
 
-    The feasible one of the highest objective; where none is, the one that misses its worst constraint by least.
+    The feasible one of the highest objective; where none is, the one that misses its worst constraint by least [ours].
+    The paper takes the one of the least dual value; that is an estimate from below, least where it is worst.
     """
     feasible = [i for i, x in enumerate(iterates) if x.shortfall <= 0]
     if feasible:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from safe_rlhf_v.training.online import OnlineArguments
 
 Split = Literal["train", "evaluation"]
+DATA = "a folder, file or hub id with preference data"
 
 
 def require(value: str | None, key: str, what: str) -> str:
@@ -31,6 +32,14 @@ def require(value: str | None, key: str, what: str) -> str:
     if not value:
         raise SettingsError(f"{key} is not set: give {what}, in the settings file or as {key}=...")
     return value
+
+
+def look_first(settings: Settings, model: str) -> None:
+    """What can be said of a stage's settings and model before any data or weights are read."""
+    from safe_rlhf_v.models.preflight import preflight
+
+    require(settings.data.path, "data.path", DATA)
+    preflight(model)
 
 
 def comparisons(settings: Settings, split: Split) -> ComparisonSet:
@@ -47,7 +56,7 @@ def load(loader: Any, settings: Settings, split: Split) -> Any:
     """A split as settings.data says."""
     data = settings.data
     return loader(
-        require(data.path, "data.path", "a folder, file or hub id with preference data"),
+        require(data.path, "data.path", DATA),
         data.train_split if split == "train" else data.evaluation_split,
         categories=data.categories,
         revision=data.revision,

@@ -20,7 +20,6 @@ from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.cli.stage_folder import LEFT_OUT, main_process, read_done, run_stage, write_json
 from safe_rlhf_v.config import Settings, SettingsError
-from safe_rlhf_v.models.preflight import preflight
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.encode import LeftOut, dropped, encodable, write_left_out
@@ -32,7 +31,7 @@ def sft(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     base = build.base_model(settings)
 
     def work(folder: Path) -> dict[str, Any]:
-        preflight(base)
+        build.look_first(settings, base)
         return train_sft(
             build.comparisons(settings, "train"), build.comparisons(settings, "evaluation"), base, folder, settings
         )
@@ -54,7 +53,7 @@ def _preference(kind: Literal["reward", "cost"], settings: Settings, overwrite: 
     start = build.start_model(settings)
 
     def work(folder: Path) -> dict[str, Any]:
-        preflight(start)
+        build.look_first(settings, start)
         train, held_out = build.comparisons(settings, "train"), build.comparisons(settings, "evaluation")
         return train_preference_model(kind, train, held_out, start, folder, settings)
 
@@ -69,7 +68,7 @@ def guard(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
         from guard.policy import Policy
         from guard.train import GuardOptions, train_guard
 
-        preflight(start)
+        build.look_first(settings, start)
         section = settings.guard
         options = section.model_dump(include=set(GuardOptions.__dataclass_fields__) & set(type(section).model_fields))
         return train_guard(
@@ -101,7 +100,7 @@ def direct(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
             scores[key] = build.trained(settings, kind, getattr(section, key), f"direct.{key}")
 
     def work(folder: Path) -> dict[str, Any]:
-        preflight(start)
+        build.look_first(settings, start)
         train, held_out = build.comparisons(settings, "train"), build.comparisons(settings, "evaluation")
         shared = (train, held_out, start, folder, settings, section, section.reference)
         if isinstance(algorithm, SACPO):
@@ -126,7 +125,7 @@ def iterative(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
         sources = {k: build.trained(settings, kind, getattr(section, k), f"iterative.{k}") for k, kind in kinds.items()}
 
     def work(folder: Path) -> dict[str, Any]:
-        preflight(start)
+        build.look_first(settings, start)
         return _train_iterative(settings, folder, start, tuple(sources.values()))
 
     return run_stage("iterative", settings, ["iterative"], work, overwrite=overwrite, start=start, **sources)
@@ -176,7 +175,7 @@ def policy(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     cost_dir = build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model")
 
     def work(folder: Path) -> dict[str, Any]:
-        preflight(start)
+        build.look_first(settings, start)
         return _train_policy(settings, folder, start, reward_dir, cost_dir)
 
     models = {"start": start, "reward": reward_dir, "cost": cost_dir}

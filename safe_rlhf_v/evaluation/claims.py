@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from safe_rlhf_v.evaluation.comparison import FIGURES, REFERENCE, Array, Comparison, gaps
+from safe_rlhf_v.evaluation.comparison import FIGURES, REFERENCE, Array, Comparison, slacks
 from safe_rlhf_v.evaluation.crossed import Estimate, crossed, holm
 from safe_rlhf_v.evaluation.mixture import between
 
@@ -35,8 +35,8 @@ class Claim(BaseModel):
     smallest_bound   achieved minus requested fall of the mean cost, at the smallest bound that was run
     largest_bound    the same at the largest for which the method found a solution
     bound_error      mean distance of achieved from requested over the sweep, `method` minus `against`
-    gap              size of the primal-dual gap of the last iteration minus that of the first; an iterate that misses
-                     its bound has a gap below 0, and that is no better
+    slope            distance of the slope of achieved on requested fall from 1 over the sweep, `method` minus `against`
+    slack            size of u, achieved minus requested improvement, of the last iteration minus that of the first
 
     margin: how much in the wrong direction still counts as right ("no less helpful, within 0.1").
     """
@@ -46,7 +46,8 @@ class Claim(BaseModel):
     paper: str
     text: str
     kind: Literal[
-        "difference", "equal_cost", "equal_reward", "smallest_bound", "largest_bound", "bound_error", "gap"
+        "difference", "equal_cost", "equal_reward", "smallest_bound", "largest_bound", "bound_error", "slope",
+        "slack",
     ] = "difference"
     method: str
     against: str = REFERENCE
@@ -160,7 +161,8 @@ def _sides(claim: Claim, comparison: Comparison) -> _Sides | str:
         "smallest_bound": _at_bound,
         "largest_bound": _at_bound,
         "bound_error": _bound_error,
-        "gap": _gap,
+        "slope": _slope,
+        "slack": _slack,
     }[claim.kind](claim, comparison)
 
 
@@ -242,9 +244,27 @@ def _bound_error(claim: Claim, comparison: Comparison) -> _Sides | str:
     return _Sides(left - right, float(left.mean()), float(right.mean()))
 
 
-def _gap(claim: Claim, comparison: Comparison) -> _Sides | str:
-    logged = [g for run in comparison.of(claim.method) if len(g := gaps(run)) > 1]
+def _slope(claim: Claim, comparison: Comparison) -> _Sides | str:
+    """|slope - 1| by its sign in the mean, so that it stays a mean. The least-squares slope over bounds is linear in
+    what was achieved, prompt by prompt: sum (b - mean b) achieved / sum (b - mean b)^2."""
+    methods = (claim.method, claim.against)
+    found = [{b: t for b in comparison.bounds(m) if (t := comparison.improvement(m, b))} for m in methods]
+    bounds = sorted(found[0].keys() & found[1].keys())
+    if len(bounds) < 2:
+        return f"{claim.method} and {claim.against} have {len(bounds)} bounds in common; a slope takes two or more"
+    seeds = sorted(set.intersection(*(set(side[b]) for side in found for b in bounds)))
+    if not seeds:
+        return f"no seed with both {claim.method} and {claim.against} at every bound of the sweep"
+    centred = np.array(bounds) - np.mean(bounds)
+    weights = centred / (centred**2).sum()
+    slopes = [sum(w * np.stack([side[b][s] for s in seeds]) for w, b in zip(weights, bounds)) for side in found]
+    left, right = (np.sign(slope.mean() - 1) * (slope - 1) for slope in slopes)
+    return _Sides(left - right, float(left.mean()), float(right.mean()))
+
+
+def _slack(claim: Claim, comparison: Comparison) -> _Sides | str:
+    logged = [u for run in comparison.of(claim.method) if len(u := slacks(run)) > 1]
     if not logged:
-        return f"{claim.method} logged no primal-dual gap over two or more iterations"
-    first, last = (np.array([[abs(g[i][1])] for g in logged]) for i in (0, -1))
+        return f"{claim.method} logged no distance from its bounds over two or more iterations"
+    first, last = (np.array([[u[i][1]] for u in logged]) for i in (0, -1))
     return _Sides(last - first, float(last.mean()), float(first.mean()))

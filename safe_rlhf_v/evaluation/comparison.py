@@ -333,3 +333,9 @@ def gaps(run: Run) -> list[tuple[float, float, float | None, float | None]]:
         elif gap is not None:
             found.append((float(row["step"]), float(gap), None, None))
     return found
+
+
+def slacks(run: Run) -> list[tuple[float, float]]:
+    """(iteration, |u|) of each row that logs how far the policy stands from its bounds; the largest of several."""
+    rows = [(float(row["step"]), row["slack"]) for row in run.metrics if isinstance(row.get("slack"), Mapping)]
+    return [(step, max(abs(float(u)) for u in by_name.values())) for step, by_name in rows if by_name]

@@ -201,13 +201,14 @@ def _row(comparison: Comparison, method: str, title: str) -> dict[str, Any]:
 
 def _claim(finding: Finding) -> dict[str, Any]:
     claim = finding.claim
-    costs = claim.kind in ("smallest_bound", "largest_bound", "bound_error", "gap")
+    costs = claim.kind in ("smallest_bound", "largest_bound", "bound_error", "slope", "slack")
     style = "number" if costs else FIGURES[claim.figure].style
     label = {
         "smallest_bound": "achieved against requested fall of the mean cost, at the smallest bound",
         "largest_bound": "achieved against requested fall of the mean cost, at the largest bound",
         "bound_error": "distance of the achieved from the requested fall of the mean cost",
-        "gap": "primal-dual gap, last iteration against first",
+        "slope": "distance from 1 of the slope of achieved on requested fall of the mean cost",
+        "slack": "distance of achieved from requested improvement, last iteration against first",
     }.get(claim.kind, FIGURES[claim.figure].label)
     label += {"equal_cost": ", at equal mean cost", "equal_reward": ", at equal mean reward"}.get(claim.kind, "")
     show = verdict.percent if style == "percent" else verdict.number

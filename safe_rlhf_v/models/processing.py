@@ -68,7 +68,7 @@ class SpecialTokenInText(EncodingError):
     """A text spells a special token of the model: it would add a picture that is not there, or forge a turn."""
 
 
-class UnreadablePicture(EncodingError):
+class UnreadablePicture(EncodingError, ImageError):
     """A picture cannot be decoded, or the processor refuses it, as some do those of extreme shapes."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from safe_rlhf_v.models.sharding import launched_sharded
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.cost_ascent import CostAscent
 from safe_rlhf_v.training.direct_rows import DirectCollator, DirectRows, read_columns, write_columns
-from safe_rlhf_v.training.direct_trainer import DirectTrainer, logps_of, scores_of
+from safe_rlhf_v.training.direct_trainer import DirectTrainer, displaced, logps_of, scores_of
 from safe_rlhf_v.training.encode import response_rows
 from safe_rlhf_v.training.records import MetricsFile
 from safe_rlhf_v.training.supervised import (
@@ -43,6 +44,8 @@ from safe_rlhf_v.training.supervised import (
 from safe_rlhf_v.training.trainers import ResponseLogps
 
 STAGES = ("helpfulness", "safety")  # of SACPO
+
+log = logging.getLogger(__name__)
 
 
 def train_direct(
@@ -100,6 +103,8 @@ def train_direct(
         cost = _scorer(scorers["costs"], settings, trainer.args.device)
         trainer.add_callback(CostAscent(trainer, rows.prompts(), encoder, cost))
     measured = fit(trainer, "direct", resume_from_checkpoint)
+    if warning := displaced(measured["evaluation"]):
+        log.warning(warning)
     if trainer.dual_state is not None:
         measured["multiplier"] = trainer.dual_state.value
     trainer.make_whole()

@@ -29,6 +29,7 @@ from safe_rlhf_v.types import Inputs, PairLogps, Responses
 
 DUAL_STATE = "dual.json"
 Batch = Mapping[str, Any]
+DISPLACED = 2.0  # nats
 
 
 class DirectTrainer(SupervisedTrainer):
@@ -151,7 +152,8 @@ def scores_of(model: HeadedModel, name: str) -> Callable[[Batch], dict[str, Tens
 
 
 def direct_metrics(columns: Mapping[str, Tensor]) -> dict[str, float | None]:
-    """Accuracy and margin in nats on both axes; pairs tied on an axis apart.
+    """Accuracy and margin in nats on both axes; pairs tied on an axis apart. log_ratio_*: mean log pi - log ref of the
+    safer response of each pair, and of the unsafe and the safe ones.
 
     columns: ratios (N, 2) log pi - log ref; more_helpful, safer, tied_helpfulness, tied_safety (N,); unsafe (N, 2).
     """
@@ -162,4 +164,19 @@ def direct_metrics(columns: Mapping[str, Tensor]) -> dict[str, float | None]:
     for name, rows in (("unsafe", columns["unsafe"]), ("safe", ~columns["unsafe"])):
         values = columns["ratios"][rows]
         found[f"log_ratio_{name}"] = values.double().mean().item() if values.numel() else None
+    safer = columns["ratios"].gather(1, columns["safer"][:, None])
+    found["log_ratio_safer"] = safer.double().mean().item() if safer.numel() else None
     return found
+
+
+def displaced(metrics: Mapping[str, float | None]) -> str | None:
+    """A warning where training made the safer held-out answers less likely, as a difference of pairs allows: both
+    answers may fall (likelihood displacement, arXiv 2410.08847). The bound of 2 nats is ours."""
+    fall = metrics.get("log_ratio_safer")
+    if fall is None or fall > -DISPLACED:
+        return None
+    return (
+        f"the safer held-out answers have become {-fall:.1f} nats less likely than under the reference: the model "
+        "moves away from both answers of a pair; raise beta, train less, give ptx_coeff, or compare the policy's own "
+        "samples"
+    )

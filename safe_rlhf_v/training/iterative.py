@@ -9,6 +9,7 @@ One iteration is one-shot dualisation (MoCAN, PeCAN). A killed run goes on in th
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ from safe_rlhf_v.algorithms.can import OneShotSolution
 from safe_rlhf_v.files import replace_text
 
 STATE = "iterations.json"
+FEW = 5.0  # effective samples a prompt below which an importance estimate says little [ours]
+log = logging.getLogger(__name__)
 
 
 class Problem(Protocol):
@@ -108,6 +111,8 @@ def iterate(problem: Problem, args: IterativeArguments) -> IterativeResult:
         dual = duals.VectorDual(lr=tuple(rates), initial=solution.multipliers)
         multipliers = dual.step(multipliers, [-u for u in one.slack])
         iterates.append(one)
+        for warning in warnings_of(one):
+            log.warning(warning)
         before = state["one_shot_seconds"] if number == 1 else 0.0
         row = metrics_row(one, problem.names, problem.bounds.tolist()) | {
             "seconds": round(before + time.perf_counter() - started, 3)
@@ -135,7 +140,19 @@ def metrics_row(one: Iterate, names: Sequence[str], bounds: Sequence[float]) -> 
         "feasible": one.shortfall <= 0,
         "reward": one.reward,
         "kl": one.kl,
+        "dual_estimates": one.duals,
+        "effective_samples": one.effective,
     }
+
+
+def warnings_of(one: Iterate) -> list[str]:
+    """What a reader of an iteration's figures has to know, in words."""
+    if one.effective >= FEW:
+        return []
+    return [
+        f"iteration {one.iteration}: the estimate of the dual value rests on {one.effective:.1f} effective samples a "
+        f"prompt, fewer than {FEW}; gap and suboptimality come out too low. Raise iterative.samples or iterative.beta"
+    ]
 
 
 def summary(result: IterativeResult, names: Sequence[str], bounds: Any) -> dict[str, Any]:
@@ -152,6 +169,7 @@ def summary(result: IterativeResult, names: Sequence[str], bounds: Any) -> dict[
         "best": {name: getattr(chosen, name).value for name in ("primal", "dual", "gap", "suboptimality")},
         "reward": chosen.reward,
         "kl": chosen.kl,
+        "effective_samples": chosen.effective,
         "one_shot": {
             "verdict": result.one_shot.verdict,
             "multipliers": result.one_shot.multipliers,

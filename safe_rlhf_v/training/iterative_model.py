@@ -90,8 +90,13 @@ class ModelProblem:
         self.start, self.sources, self.device = Path(start), sources, device
         self.demonstrations = demonstrations
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        self.measured_on = [prompts[i] for i in order[: self.section.prompts]]
-        self.trained_on = [prompts[i] for i in order[: self.section.pair_prompts]]
+        held_out, trained = order[: self.section.prompts], order[self.section.prompts :][: self.section.pair_prompts]
+        if not trained:
+            raise SettingsError(
+                f"iterative.prompts = {self.section.prompts} leaves none of {len(prompts)} prompts to train on: "
+                "policies are measured, and the best one picked, on prompts that were not trained on; lower it"
+            )
+        self.measured_on, self.trained_on = [prompts[i] for i in held_out], [prompts[i] for i in trained]
         self.constraints = Constraints.over(self.section.bounds, self.measured_on)
 
     @property
@@ -155,8 +160,10 @@ class ModelProblem:
     def measure(self, multipliers: Sequence[float], iteration: int) -> Measured:
         found, reference = self._samples(iteration), self._samples(0)
         gains, of_ref = (self.constraints.gains(x.costs, self.measured_on) for x in (found, reference))
-        lam = torch.tensor(multipliers)
-        return measure(found.rewards, gains, found.log_ratios, of_ref.mean(1), self.bounds, lam, self.section.beta)
+        lam, beta = torch.tensor(multipliers), self.section.beta
+        return measure(
+            found.rewards, gains, found.log_ratios, of_ref.mean(1), self.bounds, lam, beta, (reference.rewards, of_ref)
+        )
 
     def _samples(self, iteration: int) -> Sampled:
         path = self.policy(iteration) / "samples.pt" if iteration else self.folder / "reference.pt"

@@ -256,7 +256,7 @@ def test_from_settings_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 1, result.output
-    assert "failed  repo seed 0" in result.output and "can be encoded" in " ".join(result.output.split())
+    assert "failed  repo seed 0" in result.output and "no prompt is left" in " ".join(result.output.split())
     assert "not run  after seed 0: needs repo seed 0" in result.output
     rows = pq.read_table(tmp_path / "out/results.parquet").to_pylist()
     assert [(r["method"], r["responses_sampled"], r["training_steps"]) for r in rows] == [("base", 0, 0), ("lag", 4, 2)]

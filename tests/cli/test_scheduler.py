@@ -138,11 +138,13 @@ def test_a_stopped_scheduler_stops_its_processes(tmp_path: Path, number: signal.
         time.sleep(0.3)  # the job may be quicker than the scheduler is to note it
         os.kill(os.getpid(), number)
 
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     threading.Thread(target=stop).start()
     with pytest.raises(KeyboardInterrupt):
         go([job(tmp_path, "a", "echo $$ > $0.pid; exec sleep 60")])
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hangup)
     wait_for(lambda: not lives(int((tmp_path / "a.pid").read_text())))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

@@ -61,7 +61,10 @@ def multiplier_rows(*names: str) -> list[dict[str, Any]]:
 
 def gap_rows(*gaps: float) -> list[dict[str, Any]]:
     return [
-        {"step": t, "multiplier": {"cost": 0.5 * t}, "gap": {"value": g, "low": g - 0.2, "high": g + 0.2}}
+        {
+            "step": t, "multiplier": {"cost": 0.5 * t}, "slack": {"cost": -g},
+            "gap": {"value": g, "low": g - 0.2, "high": g + 0.2},
+        }
         for t, g in enumerate(gaps, 1)
     ]
 

@@ -175,31 +175,37 @@ def test_undershoot_and_overshoot() -> None:
         Claim(paper="", text="", kind="smallest_bound", method="mocan", expect="lower"),
         Claim(paper="", text="", kind="largest_bound", method="mocan", expect="higher"),
         Claim(paper="", text="", kind="bound_error", method="ppo_lag", against="mocan", expect="lower"),
-        Claim(paper="", text="", kind="gap", method="mocan", expect="lower"),
-        Claim(paper="", text="", kind="gap", method="dpo", expect="lower"),
+        Claim(paper="", text="", kind="slack", method="mocan", expect="lower"),
+        Claim(paper="", text="", kind="slack", method="dpo", expect="lower"),
         Claim(paper="", text="", kind="largest_bound", method="repo", expect="lower"),
+        Claim(paper="", text="", kind="slope", method="ppo_lag", against="mocan", expect="lower"),
     ]
-    small, large, error, gap, no_gap, no_sweep = judge_claims(claims, comparison(prompts=400))
+    small, large, error, slack, no_slack, no_sweep, slope = judge_claims(claims, comparison(prompts=400))
     assert small.difference is not None and large.difference is not None and error.difference is not None
     assert (small.left, small.right, small.difference.value) == pytest.approx((1.4, 2.0, -0.6))
     assert (large.left, large.right, large.difference.value) == pytest.approx((6.6, 6.0, 0.6))
     assert (small.verdict, large.verdict) == ("holds", "holds")
     # ppo_lag is off by -0.1 in the mean at each of three bounds; mocan by -0.6, 0, 0.6: mean distances 0.1 and 0.4
     assert (error.left, error.right) == pytest.approx((0.1, 0.4))
-    assert gap.difference is not None
-    assert gap.difference.value == pytest.approx(0.3 - 3.0)  # first gaps 2, 3, 4; last 0.2, 0.3, 0.4
+    # achieved is b + .3 (b - 4) for mocan, a slope of 1.3, and b less a constant for ppo_lag, a slope of 1
+    assert (slope.left, slope.right) == pytest.approx((0.0, 0.3))
+    assert slack.difference is not None
+    assert slack.difference.value == pytest.approx(0.3 - 3.0)  # |u| first 2, 3, 4; last 0.2, 0.3, 0.4
     assert judge_claims([claims[3]], comparison())[0].verdict == "holds"
-    assert "logged no primal-dual gap" in no_gap.why
+    assert "logged no distance from its bounds" in no_slack.why
     assert "has runs at 0 bounds" in no_sweep.why
 
 
-def test_a_gap_shrinks_towards_0_from_either_side() -> None:
-    """One-shot misses a small bound: its gap lam.u is below 0. From -2, -3, -4 to .2, .3, .4 is closer; back is not."""
-    shrink = [[{"step": 1, "gap": -2.0 - s}, {"step": 4, "gap": 0.2 + 0.1 * s}] for s in range(3)]
+def test_a_policy_comes_closer_to_its_bounds_from_either_side() -> None:
+    """From u -2, -3, -4 to .2, .3, .4 is closer; back is not. Of several constraints the farthest counts."""
+    shrink = [
+        [{"step": 1, "slack": {"a": -2.0 - s, "b": 0.0}}, {"step": 4, "slack": {"a": 0.1, "b": 0.2 + 0.1 * s}}]
+        for s in range(3)
+    ]
     grow = [[{**row, "step": 5 - row["step"]} for row in reversed(rows)] for rows in shrink]
     for logged, verdict, change in ((shrink, "holds", -2.7), (grow, "does not hold", 2.7)):
         runs = [run("m", s, 0.1, -3.0, metrics=rows) for s, rows in enumerate(logged)]
-        found = finding(runs, kind="gap")
+        found = finding(runs, kind="slack")
         assert found.difference is not None
         assert (found.verdict, found.difference.value) == (verdict, pytest.approx(change))
 

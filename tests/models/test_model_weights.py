@@ -79,7 +79,7 @@ def test_a_damaged_processor_is_one_sentence(model: Path, file: str, content: st
 
 def test_a_missing_package_is_asked_for(model: Path) -> None:
     for file in model.glob("*.json"):
-        file.write_text(file.read_text().replace("LlavaProcessor", "PixtralProcessor"))
+        file.write_text(file.read_text().replace("LlavaProcessor", "OmDetTurboProcessor"))
     with pytest.raises(ModelError, match="needs the package torchvision: pip install torchvision"):
         load_processor(model)
 

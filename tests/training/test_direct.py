@@ -28,7 +28,7 @@ from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.training.cost_ascent import CostAscent
 from safe_rlhf_v.training.direct import train_direct, train_sacpo
 from safe_rlhf_v.training.direct_rows import DirectCollator, DirectRows
-from safe_rlhf_v.training.direct_trainer import DirectTrainer, direct_metrics
+from safe_rlhf_v.training.direct_trainer import DirectTrainer, direct_metrics, displaced
 from safe_rlhf_v.training.encode import DataError
 from safe_rlhf_v.training.records import MetricsFile
 from safe_rlhf_v.training.trainers import ResponseLogps, SupervisedTrainer
@@ -227,6 +227,7 @@ def test_direct_metrics_by_hand() -> None:
     assert (found["helpfulness_accuracy"], found["helpfulness_margin"]) == (0.5, -1.0)  # +1 and -3
     assert (found["safety_accuracy"], found["safety_margin"], found["safety_pairs"]) == (0.0, -1.0, 1.0)
     assert (found["log_ratio_unsafe"], found["log_ratio_safe"]) == (1.0, 1.0)  # 1; 0, 0 and 3
+    assert found["log_ratio_safer"] == 1.5  # 0 and 3
 
 
 # --- scores and the multiplier ----------------------------------------------------------------------------------------
@@ -376,3 +377,8 @@ def test_sacpo_killed_in_stage_two_does_not_train_stage_one_again(
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "killed/model.safetensors").read_bytes()
     one, two = (load_file(tmp_path / "killed" / x / "model.safetensors") for x in ("safety", "."))
     assert all(torch.equal(one[name], two[name]) for name in one)  # q 1 merges nothing
+
+
+def test_displacement_is_said() -> None:
+    assert displaced({"log_ratio_safer": -1.9}) is None and displaced({"log_ratio_safer": None}) is None
+    assert "6.5 nats less likely" in str(displaced({"log_ratio_safer": -6.5}))

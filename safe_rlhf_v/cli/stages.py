@@ -193,7 +193,8 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
     set_seed(settings.seed)  # fresh adapters: the same on every rank, and whichever stages ran before in this process
     roles = build.roles(settings, start, reward_dir, cost_dir)
     prompts, left_out = readable(data, roles.encoder, thorough=opens_pictures(settings))
-    demonstrations = build.demonstrations(settings, data, roles.encoder, unused := [])
+    unused: list[LeftOut] = []
+    demonstrations = build.demonstrations(settings, data, roles.encoder, unused)
     if main_process():
         write_left_out(folder, left_out + unused)
     trainer = OnlineTrainer(

@@ -55,8 +55,9 @@ def left_out_at(data: Any, i: int, prompt: Prompt, reason: str, detail: str) -> 
 def dropped(data: Any) -> list[LeftOut]:
     """The rows that loading left out of a data set already."""
     report = getattr(data, "report", None)
-    rows = report.dropped if report is not None else []
-    return [LeftOut(x.row, "", x.reason, x.detail, str(x.file), x.split or report.split) for x in rows]
+    if report is None:
+        return []
+    return [LeftOut(x.row, "", x.reason, x.detail, str(x.file), x.split or report.split) for x in report.dropped]
 
 
 def write_left_out(path: str | Path, left_out: Sequence[LeftOut]) -> None:

@@ -18,7 +18,7 @@ import typer
 from safe_rlhf_v.cli import stages
 from safe_rlhf_v.cli.common import console, plain, user_errors
 from safe_rlhf_v.cli.compare_plan import share_of_steps
-from safe_rlhf_v.cli.forked import ranks
+from safe_rlhf_v.cli.forked import one_thread, ranks
 from safe_rlhf_v.cli.live import LiveWatcher
 from safe_rlhf_v.cli.scheduler import Job, run_jobs
 from safe_rlhf_v.cli.stage_folder import read_done, run_stage
@@ -163,6 +163,7 @@ def run(
     begin = time.monotonic()
     _run_side_by_side(settings, steps, cores or len(os.sched_getaffinity(0)))
     plain(f"{'report':7} {TITLES['report']}")
+    one_thread()
     page = Path(stages.evaluate(settings)["report"])
     plain(f"{time.monotonic() - begin:.0f} s in all")
     return _close(page)

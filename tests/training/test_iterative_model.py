@@ -229,7 +229,7 @@ def stage(models: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
             return PROMPTS
 
     monkeypatch.setattr(stages.build, "comparisons", lambda *_: Rows())
-    chosen = settings(f"output_dir={folder}", f"model.start={models['start']}", *more)
+    chosen = settings("data.path=given", f"output_dir={folder}", f"model.start={models['start']}", *more)
     chosen.iterative.reward_model, chosen.iterative.cost_model = str(models["reward"]), str(models["cost"])
     return stages.iterative(chosen)
 

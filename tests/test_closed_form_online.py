@@ -268,7 +268,8 @@ def test_the_centred_group_form_maximises_with_the_kl_of_the_reference(number: i
     got = train(problem, algorithm, AdditiveDual(0.5, 1.0, 20.0), rate=0.3, steps=400)
     assert abs(got.multiplier - lam) < CLOSE
     assert_policy(got.pi, family(lam))
-    assert np.abs(got.pi - problem.kl_in_both(lam)).max() > CLOSE  # it is another policy
+    other = problem.kl_in_both(lam)  # what the KL of the policy to the reference would give
+    assert np.abs(got.pi - family(lam)).max() < np.abs(got.pi - other).max()
 
 
 def test_the_scaled_group_form_does_so_with_standardised_scores() -> None:

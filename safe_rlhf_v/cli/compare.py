@@ -29,7 +29,7 @@ from safe_rlhf_v.cli.compare_settings import CompareSettings
 from safe_rlhf_v.cli.live import LiveWatcher, clock
 from safe_rlhf_v.cli.measure import stage_metrics
 from safe_rlhf_v.cli.quickstart import make_start, make_world
-from safe_rlhf_v.cli.scheduler import Job, Outcome, run_jobs
+from safe_rlhf_v.cli.scheduler import THREADS, Job, Outcome, run_jobs
 from safe_rlhf_v.cli.stage_folder import write_json
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.config_io import dump_yaml
@@ -37,7 +37,6 @@ from safe_rlhf_v.evaluation.claims import judge_claims
 from safe_rlhf_v.evaluation.comparison import Comparison, read_run, write_results
 from safe_rlhf_v.evaluation.comparison_page import Failure, PageData, write_page
 
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """One core a process: as many processes as cores. More threads a process are slower on models this small."""
 
 

@@ -20,7 +20,7 @@ from safe_rlhf_v.cli.common import console, plain, user_errors
 from safe_rlhf_v.cli.compare_plan import share_of_steps
 from safe_rlhf_v.cli.forked import one_thread, ranks
 from safe_rlhf_v.cli.live import LiveWatcher
-from safe_rlhf_v.cli.scheduler import Job, run_jobs
+from safe_rlhf_v.cli.scheduler import THREADS, Job, run_jobs
 from safe_rlhf_v.cli.stage_folder import read_done, run_stage
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.evaluation.bars import check, print_outcomes
@@ -43,7 +43,6 @@ SPLIT = {
 }
 """The stages of several ranks, with the sizes that the ranks share."""
 PLACE = re.compile(r"step (\d+) of (\d+)")
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +111,10 @@ def steps_of(settings: Settings, world: dict[str, Any], start: Path | None, coun
         add("data", functools.partial(make_world, settings, workers=count, **world), cores=count)
     if settings.model.path == str(output / "start"):
         add("start", functools.partial(make_start, settings, start))
-    add("sft", _stage("sft", settings, count), "data", "start", cores=count)
+    add("sft", _shared_stage("sft", settings, count), "data", "start", cores=count)
     for name in ("reward", "cost", "guard"):
-        add(name, _stage(name, settings, 1), "sft")
-    add("policy", _stage("policy", settings, count), "reward", "cost", cores=count)
+        add(name, functools.partial(getattr(stages, name), settings), "sft")
+    add("policy", _shared_stage("policy", settings, count), "reward", "cost", cores=count)
     return steps
 
 
@@ -123,9 +122,7 @@ def _is_done(folder: Path) -> bool:
     return read_done(folder) is not None
 
 
-def _stage(name: str, settings: Settings, count: int) -> Callable[[], object]:
-    if count == 1:
-        return functools.partial(getattr(stages, name), settings)
+def _shared_stage(name: str, settings: Settings, count: int) -> Callable[[], object]:
     work = functools.partial(_ended, getattr(stages, name), shared_by_ranks(settings, name, count))
     return functools.partial(ranks, count, work)
 
@@ -186,7 +183,7 @@ def _run_side_by_side(settings: Settings, steps: dict[str, Step], cores: int) ->
         for name, step in steps.items()
     ]
     with LiveWatcher(console, len(jobs)) as watcher:
-        outcomes = run_jobs(jobs, cores + (cores > 1), watcher, ENVIRONMENT)
+        outcomes = run_jobs(jobs, cores + (cores > 1), watcher, THREADS)
     if bad := [name for name, outcome in outcomes.items() if outcome.state == "failed"]:
         raise SettingsError(f"{bad[0]} failed, its last lines stand above; all of them: {logs / bad[0]}.log")
 

@@ -23,6 +23,7 @@ from safe_rlhf_v.cli.forked import Forked, follow
 
 State = Literal["done before", "done", "failed", "not run"]
 TAIL = 15
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # of each job
 LOGS = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # whatever the locale, logs are read as UTF-8
 
 

@@ -90,7 +90,7 @@ class DataSection(Section):
         default_factory=list, description="Kinds of faulty rows to keep; all others are dropped and reported."
     )
     columns: Location | None = Field(None, description="Column map for data with other column names: the name of a shipped one or the path of a .yaml file (docs/data.md); null recognises the data by its columns.")
-    check_images: Literal["all", "header"] = Field("all", description="all: decode every picture when loading; header: look at size and format, and fail later on a damaged one.")
+    check_images: Literal["all", "header", "none"] = Field("all", description="all: decode every picture when loading; header: look at size and format, and read each in full before the first step; none: open no picture before it is used, for data that were checked already.")
     limit: Positive | None = Field(None, description="At most this many training rows: a sample spread over all files, the same in every run and for every seed; null takes all.")
     evaluation_limit: Positive | None = Field(None, description="At most this many evaluation rows, sampled like limit; null takes all.")
 

@@ -8,6 +8,7 @@ several mix freely, and token-shaped extras are padded on the same side as the i
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ class Encoder:
         self._placeholders = set(self.tokenizer.convert_ids_to_tokens(list(self.placeholder_ids)))
         self._special = tuple(special | self._placeholders)
         self._cache: Lru[Inputs] = Lru(cache_bytes, row_bytes)
+        self._responses: Lru[list[int]] = Lru(cache_bytes // 8, sys.getsizeof)
 
     def prompts(self, prompts: Sequence[Prompt]) -> Inputs:
         """(B, P) left-padded inputs that end with the generation prompt, never with EOS. Raises `EncodingError`."""
@@ -224,7 +226,7 @@ class Encoder:
         while text.endswith(eos):
             text = text.removesuffix(eos)
         self._refuse_special(text, f"response {text[:40]!r}")
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.eos_id]
+        ids = self._tokens(text)
         limit = self.max_response_length
         if limit is None or len(ids) <= limit:
             return ids
@@ -232,6 +234,14 @@ class Encoder:
             raise ResponseTooLong(f"response {text[:40]!r}: {len(ids)} tokens, more than max_response_length {limit}")
         self.truncated_responses += 1
         return ids[:limit]
+
+    def _tokens(self, text: str) -> list[int]:
+        """Tokens of a response, EOS last. Every response is checked before it is used: it is tokenized once."""
+        ids = self._responses.get(text)
+        if ids is None:
+            ids = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.eos_id]
+            self._responses.put(text, ids)
+        return ids
 
     def _refuse_special(self, text: str, where: str) -> None:
         for token in self._special:

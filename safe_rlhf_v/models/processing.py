@@ -150,7 +150,7 @@ class Encoder:
 
     def responses(self, texts: Sequence[str]) -> Responses:
         """(B, R): tokens of each text without special tokens, then EOS exactly once; mask True through EOS."""
-        return stack_responses([self._response(t) for t in texts], pad_id=self.pad_id)
+        return stack_responses([self.response_ids(t) for t in texts], pad_id=self.pad_id)
 
     def decode(self, responses: Responses) -> list[str]:
         """Texts of the tokens under the mask, special tokens left out."""
@@ -221,7 +221,8 @@ class Encoder:
             picture_keys=row.picture_keys,
         )
 
-    def _response(self, text: str) -> list[int]:
+    def response_ids(self, text: str) -> list[int]:
+        """Tokens of a response without special tokens, then EOS exactly once. Raises `EncodingError`."""
         eos = self.tokenizer.eos_token
         while text.endswith(eos):
             text = text.removesuffix(eos)

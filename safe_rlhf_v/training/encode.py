@@ -123,7 +123,7 @@ def _pair_fault(row: Comparison, encoder: Encoder, thorough: bool) -> tuple[str,
     texts = [r.text for r in row.responses]
     if found := fault(row.prompt, texts, encoder, thorough=thorough):
         return found
-    first, second = (encoder.responses([text]).ids.tolist() for text in texts)
+    first, second = map(encoder.response_ids, texts)
     return ("identical", "both responses are the same tokens") if first == second else None
 
 
@@ -153,7 +153,7 @@ def fault(prompt: Prompt, texts: Sequence[str], encoder: Encoder, *, thorough: b
     try:
         check_prompt(prompt, encoder, thorough=thorough)
         for text in texts:
-            encoder.responses([text])
+            encoder.response_ids(text)
     except EncodingError as error:
         return type(error).__name__, str(error)
     return None

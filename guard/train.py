@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from beavertails_v.schema import LabelledResponse, Prompt
+from beavertails_v.sets import ResponseSet
 from beavertails_v.taxonomy import Taxonomy
 from guard import losses
 from guard.calibration import Calibration, Labels, fit
@@ -34,20 +35,31 @@ from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy
 from guard.types import Kind
 from safe_rlhf_v.config import Settings
-from safe_rlhf_v.models.processing import Encoder, EncodingError, load_processor
+from safe_rlhf_v.models.processes import process_state
+from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.training.card import write_card
-from safe_rlhf_v.training.encode import DataError, LeftOut, check_prompt
+from safe_rlhf_v.training.encode import (
+    DataError,
+    LeftOut,
+    dropped,
+    fault,
+    left_out_at,
+    nothing_left,
+    write_left_out,
+)
 from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
 from safe_rlhf_v.training.supervised import (
     freeze_output_layer,
     lora_settings,
+    opens_pictures,
     prepared_backbone,
     training_arguments,
 )
 from safe_rlhf_v.training.trainers import SupervisedTrainer
 
 log = logging.getLogger(__name__)
+Benign = Sequence[Prompt] | ResponseSet  # prompts that are harmless by their source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +86,8 @@ def train_guard(
     output_dir: str | Path,
     settings: Settings,
     *,
-    benign: Sequence[Prompt] = (),
-    benign_evaluation: Sequence[Prompt] = (),
+    benign: Benign = (),
+    benign_evaluation: Benign = (),
     options: GuardOptions | None = None,
     policy: Policy | None = None,
     taxonomy: Taxonomy | None = None,
@@ -87,12 +99,12 @@ def train_guard(
     before it, so a prompt counts once for each of its responses. benign: harmless prompts that the data lacks:
     where none is labelled harmless (as in BeaverTails-V and PKU-SafeRLHF) and none are given, queries are not learned,
     the log says so and `moderate` refuses to judge one. Stage arguments come from settings.guard, adapters from
-    settings.model.lora.
+    settings.model.lora. What loading left out and what cannot be encoded is in left_out.jsonl before training starts.
     resume_from_checkpoint: "auto" (the newest whole checkpoint in output_dir), a folder, or None.
     Raises DataError where the data can teach nothing.
     """
     options, output_dir = options or GuardOptions(), Path(output_dir)
-    examples = examples_of(train, benign)
+    examples = examples_of(train, prompts_of(benign))
     unknown = unknown_queries(examples)
     if unknown:
         log.warning(
@@ -101,10 +113,13 @@ def train_guard(
         )  # fmt: skip
     kinds = teachable_kinds(examples)
     guard = fresh_guard(base, settings, kinds, options, taxonomy or Taxonomy.load(), policy)
-    rows, left_out = encodable([e for kind in kinds for e in examples[kind]], guard, settings)
+    rows, unread = encodable({kind: examples[kind] for kind in kinds}, guard, settings, train, benign)
+    left_out = [*dropped(train), *dropped(benign), *unread]
+    of_evaluation = [*dropped(evaluation), *dropped(benign_evaluation)]
+    list_left_out(output_dir, left_out + of_evaluation, len(unread))
     rest, calibration_rows = held_out(rows, options.calibration_share)
     if not rest:
-        raise DataError(f"no example is left to train on; {len(left_out)} could not be encoded")
+        raise nothing_left("no example is left to train on", len(unread), unread)
     lessons = lessons_of(*([e for e in rest if e.kind == kind] for kind in KINDS))
     trainer = GuardTrainer(
         guard.model,
@@ -119,7 +134,7 @@ def train_guard(
     resume = latest_checkpoint(output_dir) if resume_from_checkpoint == "auto" else resume_from_checkpoint
     trainer.train(resume_from_checkpoint=resume)
     measured: dict[str, Any] = {"steps": trainer.state.global_step, "examples": len(rest), "left_out": len(left_out)}
-    measured["unknown_queries"] = unknown
+    measured |= {"evaluation_left_out": len(of_evaluation), "unknown_queries": unknown}
     trainer.make_whole()
     if trainer.is_world_process_zero():
         if trainer.cut:
@@ -127,8 +142,8 @@ def train_guard(
         guard.model.eval()
         guard.calibration = calibrate(guard, calibration_rows)
         guard.save_pretrained(output_dir)
-        measured |= _measure(guard, evaluation, benign_evaluation, settings)
-        _write(output_dir, base, settings, measured, left_out)
+        measured |= _measure(guard, evaluation, prompts_of(benign_evaluation), settings)
+        _write(output_dir, base, settings, measured)
     trainer.accelerator.wait_for_everyone()
     return measured
 
@@ -173,8 +188,18 @@ def fresh_guard(
     )
 
 
-def encodable(examples: Sequence[Example], guard: Guard, settings: Settings) -> tuple[list[Example], list[LeftOut]]:
-    """The examples within settings.model's lengths; the others by name. Nothing is cut."""
+def prompts_of(benign: Benign) -> list[Prompt]:
+    """Each prompt once, of a data set or of prompts."""
+    return benign.prompts() if isinstance(benign, ResponseSet) else list(benign)  # type: ignore[arg-type]
+
+
+def encodable(
+    examples: Mapping[Kind, Sequence[Example]], guard: Guard, settings: Settings, train: Any = (), benign: Any = ()
+) -> tuple[list[Example], list[LeftOut]]:
+    """The examples within settings.model's lengths; the others by name, file, row and split. Nothing is cut.
+
+    train, benign: the data that the examples are of; response i is that of row i of `train`.
+    """
     limits = settings.model
     encoder = Encoder(
         guard.encoder.processor,
@@ -182,19 +207,34 @@ def encodable(examples: Sequence[Example], guard: Guard, settings: Settings) -> 
         max_response_length=limits.max_response_length,
         config=guard.model.backbone.config,
     )
-    kept, left_out = [], []
-    for i, example in enumerate(examples):
-        prompt = guard.harmless(example.prompt)
-        try:
-            check_prompt(prompt, encoder)
-            if example.response is not None:
-                encoder.responses([guard.neutralise(example.response)])
+    kept, faults = [], []
+    for i, example in ((i, e) for of_kind in examples.values() for i, e in enumerate(of_kind)):
+        texts = [] if example.response is None else [guard.neutralise(example.response)]
+        why = fault(guard.harmless(example.prompt), texts, encoder, thorough=opens_pictures(settings))
+        if why is None:
             kept.append(example)
-        except EncodingError as error:
-            left_out.append(LeftOut(i, example.prompt.id, type(error).__name__, str(error)))
-    if left_out:
-        log.warning("%d of %d examples left out, see left_out.jsonl", len(left_out), len(examples))
-    return kept, left_out
+        else:
+            faults.append((i, example, why))
+    asked = _first_rows(benign) | _first_rows(train) if faults else {}
+    return kept, [
+        left_out_at(*((train, i) if example.response is not None else asked[example.prompt.id]), example.prompt, *why)
+        for i, example, why in faults
+    ]
+
+
+def _first_rows(data: Any) -> dict[str, tuple[Any, int]]:
+    """Prompt ids to a data set, or prompts, and the first row there that has them."""
+    rows = list(enumerate(data))
+    return {(row if isinstance(row, Prompt) else row.prompt).id: (data, i) for i, row in reversed(rows)}
+
+
+def list_left_out(folder: Path, left_out: Sequence[LeftOut], unread: int) -> None:
+    """left_out.jsonl, before anything can end the run; and a line of what the model cannot read."""
+    if process_state().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_left_out(folder, left_out)
+        if unread:
+            print(f"{unread} examples left out, see {folder / 'left_out.jsonl'}", flush=True)
 
 
 class GuardCollator:
@@ -281,12 +321,8 @@ def _measure(
     return found
 
 
-def _write(
-    folder: Path, base: str | Path, settings: Settings, measured: Mapping[str, Any], left_out: Sequence[LeftOut]
-) -> None:
+def _write(folder: Path, base: str | Path, settings: Settings, measured: Mapping[str, Any]) -> None:
     (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-    lines = [json.dumps(asdict(x), ensure_ascii=False) + "\n" for x in left_out]
-    (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
     settings.save(folder / "settings.yaml")
     report = measured.get("evaluation", {})
     tables = {name: report[name] for name in ("query", "response", "severity") if report.get(name)}

@@ -19,26 +19,15 @@ from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.models.backbone import encode_images, load_backbone
-from safe_rlhf_v.models.heads import DESCRIPTION_FILE, HeadedModel
+from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.kind import require_answering
 from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.models.source import ModelError
-from safe_rlhf_v.training.encode import dropped, encodable, write_left_out
+from safe_rlhf_v.training.encode import dropped, encodable, listing, write_left_out
 from safe_rlhf_v.types import Inputs, Responses
 
 if TYPE_CHECKING:
     from guard.classifier import Guard
     from guard.regenerate import Transcript
-
-
-def require_answering(path: str | Path) -> str:
-    """The path of a model that answers. Raises ModelError for a folder whose model scores or judges."""
-    folder = Path(path)
-    if (folder / "guard.json").is_file():
-        raise ModelError(f"{folder} holds a guard, which judges and does not answer: name the folder of a policy")
-    if (folder / DESCRIPTION_FILE).is_file():
-        kind = next((f"a {x} model" for x in ("reward", "cost") if x in folder.name), "a reward or cost model")
-        raise ModelError(f"{folder} holds {kind}, which scores answers and gives none: name the folder of a policy")
-    return str(path)
 
 
 class Answering:
@@ -111,10 +100,11 @@ def answer_split(model: str, output: Path, settings: Settings) -> int:
     require_answering(model)
     data = build.comparisons(settings, "evaluation")
     answering = Answering(model, settings)
-    prompts, left_out = encodable(data.prompts(), answering.encoder, data, thorough=True)
+    beside = output.with_suffix(".left_out.jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
+    with listing(beside):
+        prompts, left_out = encodable(data.prompts(), answering.encoder, data, thorough=True)
     if left_out := [*dropped(data), *left_out]:
-        beside = output.with_suffix(".left_out.jsonl")
         write_left_out(beside, left_out)
         plain(f"{len(left_out)} rows left out, see {beside}")
     torch.manual_seed(settings.seed)

@@ -75,23 +75,31 @@ def _load(loader: Any, settings: Settings, split: Split) -> Any:
 
 def base_model(settings: Settings) -> str:
     """The untrained model."""
-    return require(settings.model.path, "model.path", "a folder or hub id of a vision-language model")
+    from safe_rlhf_v.models.kind import require_answering
+
+    path = require(settings.model.path, "model.path", "a folder or hub id of a vision-language model")
+    return require_answering(path, "model.path")
 
 
 def start_model(settings: Settings) -> str:
     """What the later stages start from: model.start, else a finished <output_dir>/sft, else model.path."""
-    if settings.model.start:
-        from safe_rlhf_v.cli.answering import require_answering
+    from safe_rlhf_v.models.kind import require_answering
 
-        return require_answering(settings.model.start)
+    if settings.model.start:
+        return require_answering(settings.model.start, "model.start")
     sft = Path(settings.output_dir) / "sft"
     return str(sft) if read_done(sft) else base_model(settings)
 
 
 def trained(settings: Settings, stage: str, given: str | None, key: str) -> str:
-    """Folder of a trained model: the one given, else that of the finished stage, else a SettingsError."""
+    """Folder of a trained model: the one given, else that of the finished stage, else a SettingsError.
+
+    Raises ModelError where the one given is of another kind.
+    """
+    from safe_rlhf_v.models.kind import SCORERS, require_answering, require_scorer
+
     if given:
-        return given
+        return require_scorer(given, stage, key) if stage in SCORERS else require_answering(given, key)
     folder = Path(settings.output_dir) / stage
     if not read_done(folder):
         raise SettingsError(
@@ -247,13 +255,25 @@ def engine(settings: Settings, start: str, roles: Roles, folder: Path) -> Engine
     return VLLMEngine(client, roles.encoder, roles.save_policy_adapter, own, eos_ids)
 
 
-def benign_prompts(settings: Settings, split: Split) -> list[Prompt]:
-    """Harmless prompts for the guard, beside those of the data."""
+def benign_prompts(settings: Settings, split: Split) -> ResponseSet | list[Prompt]:
+    """Data whose prompts are harmless, for the guard, beside those of the data; what was left out is shown.
+
+    Raises DataError where one of them is labelled harmful.
+    """
+    from safe_rlhf_v.training.encode import DataError
+
     source = settings.guard.benign
     if source is None:
         return []
     name = settings.data.train_split if split == "train" else settings.data.evaluation_split
-    return load_responses(source, name, check_images=settings.data.check_images).prompts()
+    found = load_responses(source, name, check_images=settings.data.check_images)
+    plain(found.report.summary())
+    for i in range(len(found)):
+        if (prompt := found[i].prompt).harmful:
+            label = f"category {prompt.category!r}" if prompt.category else f"severity {int(prompt.severity or 0)}"
+            file, row = found.origin(i)
+            raise DataError(f"{file} row {row}: the prompt has {label}; leave it out of the benign set")
+    return found
 
 
 def demonstrations(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from guard.regenerate import GenerativePolicy, regenerate, safety_by_round
 from safe_rlhf_v import duals
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.answering import Answering, Scoring
-from safe_rlhf_v.cli.stage_folder import read_done, require_writable
+from safe_rlhf_v.cli.stage_folder import LEFT_OUT, read_done, require_writable
 from safe_rlhf_v.cli.stages import readable, threshold
 from safe_rlhf_v.config import RePOSection, Settings
 from safe_rlhf_v.evaluation import (
@@ -34,29 +36,35 @@ from safe_rlhf_v.evaluation import (
     write_report,
 )
 from safe_rlhf_v.evaluation.preference import read_preference
-from safe_rlhf_v.training.encode import write_left_out
+from safe_rlhf_v.models.kind import require_answering
+from safe_rlhf_v.training.encode import listing, write_left_out
 
 STAGES = ("sft", "reward", "cost", "guard", "policy", "direct", "iterative")
 
 
 def evaluate(settings: Settings) -> dict[str, Any]:
-    """Write <output_dir>/report.html and report.json; returns {"headline": ..., "report": path of the page}."""
+    """Write report.html, report.json and left_out.jsonl into the model's `report_folder`.
+
+    Returns {"headline": ..., "report": path of the page, "model": the judged one, "usual": it is the run's policy}.
+    """
     start = time.monotonic()
-    require_writable(Path(settings.output_dir))
-    output, held_out = Path(settings.output_dir), build.comparisons(settings, "evaluation")
+    output = Path(settings.output_dir)
+    require_writable(output)
+    reward_dir = build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model")
+    cost_dir = build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model")
+    aligned_dir = build.trained(settings, "policy", settings.evaluation.model, "evaluation.model")
+    given = settings.evaluation.base
+    base_dir = require_answering(given, "evaluation.base") if given else build.start_model(settings)
+    folder, listed = report_folder(aligned_dir, output)
+    held_out = build.comparisons(settings, "evaluation")
     world = Truth(held_out.prompts())
-    scorer = Scoring(
-        reward_dir := build.trained(settings, "reward", settings.policy.reward_model, "policy.reward_model"),
-        cost_dir := build.trained(settings, "cost", settings.policy.cost_model, "policy.cost_model"),
-        settings,
-    )
+    scorer = Scoring(reward_dir, cost_dir, settings)
     guard = _guard(settings)
     judge = world.judge(scorer, guard)
-    aligned_dir = build.trained(settings, "policy", settings.evaluation.model, "evaluation.model")
-    base_dir = settings.evaluation.base or build.start_model(settings)
     aligned, base = Answering(aligned_dir, settings), Answering(base_dir, settings)
-    prompts, left_out = readable(held_out, base.encoder, thorough=True)
-    write_left_out(output, left_out)
+    with listing(listed):
+        prompts, left_out = readable(held_out, base.encoder, thorough=True, listed=listed)
+    write_left_out(listed, left_out)
     answers = []
     for name, model in (("base", base), ("aligned", aligned)):
         torch.manual_seed(settings.seed)
@@ -95,10 +103,27 @@ def evaluate(settings: Settings) -> dict[str, Any]:
             level=settings.evaluation.confidence, draws=settings.evaluation.bootstrap, seed=settings.seed
         ),
     )
-    page = write_report(data, output)
+    page = write_report(data, folder)
     shown = ("unsafe_rate", "benign_helpfulness", "over_refusal_rate", "mean_cost", "mean_reward")
     headline = {side: {name: getattr(getattr(data, side), name) for name in shown} for side in ("base", "aligned")}
-    return {"headline": headline | {"judge": judge.name}, "report": str(page)}
+    of = {"model": str(aligned_dir), "usual": folder == output}
+    return {"headline": headline | {"judge": judge.name}, "report": str(page)} | of
+
+
+def report_folder(model: str | Path, output: Path) -> tuple[Path, Path]:
+    """Where a model's report goes, and its left_out.jsonl: the policy's to the top of `output`, that of any other model
+    into <output>/evaluation/<its name>, so that none is written over another.
+    """
+    path, top, below = Path(model).resolve(), output.resolve(), output / "evaluation"
+    if path == top / "policy":
+        return output, below / LEFT_OUT
+    if path.is_relative_to(top):
+        name = "--".join(path.relative_to(top).parts)
+    elif path.exists():  # two folders elsewhere may end alike
+        name = f"{'--'.join(path.parts[-2:])}--{zlib.crc32(os.fsencode(path)):08x}"
+    else:
+        name = str(model).replace("/", "--")  # a hub id
+    return below / name, below / name / LEFT_OUT
 
 
 def leakage_notes(settings: Settings, prompts: Sequence[Prompt]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -244,7 +245,8 @@ def export(
 def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     """Compare the aligned model with the one it started from, on the evaluation split; write report.html.
 
-    Needs a trained policy, reward and cost model; a trained guard is measured too. Writes to output_dir.
+    Needs a trained policy, reward and cost model; a trained guard is measured too. Writes to output_dir; where
+    evaluation.model names another model than its policy, to output_dir/evaluation/NAME.
     Judged by the picture world's oracle where the data is of that world, else by the trained reward and cost models.
 
     Example: safe-rlhf-v evaluate --config run.yaml evaluation.samples=4
@@ -253,7 +255,10 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
 
     result = run(settings_of(config, overrides, "evaluation"))
     show("evaluation", result["headline"])
+    if not result["usual"]:
+        plain(f"judged: {result['model']}, in a report of its own; that of the policy stays as it is")
     plain(f"report: {result['report']}")
+    plain(f"next: {shlex.join(['safe-rlhf-v', 'generate', result['model']])} --image PICTURE --prompt QUESTION")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.cli.stage_folder import LEFT_OUT, main_process, read_done, run_stage, write_json
 from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.models.kind import require_answering
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.encode import LeftOut, dropped, encodable, write_left_out
@@ -92,6 +93,8 @@ def direct(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     from safe_rlhf_v.training.direct import train_direct, train_sacpo
 
     start, section = build.start_model(settings), settings.direct
+    if section.reference:
+        require_answering(section.reference, "direct.reference")
     algorithm = build.direct_algorithm(settings)
     scores: dict[str, Any] = {}
     if getattr(algorithm, "needs_scores", False):
@@ -120,6 +123,8 @@ def iterative(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
         keys = ("helpful_policy", "safe_policy")
         what = "the folder of a policy trained by `train direct`, direct.dpo.axis more_helpful or safer"
         sources = {key: build.require(getattr(section, key), f"iterative.{key}", what) for key in keys}
+        for key in keys:
+            require_answering(sources[key], f"iterative.{key}")
     else:
         kinds = {f"{kind}_model": kind for kind in ("reward", "cost")}
         sources = {k: build.trained(settings, kind, getattr(section, k), f"iterative.{k}") for k, kind in kinds.items()}
@@ -318,17 +323,22 @@ def show_suggestions(bound: float, cost_dir: Path, folder: Path) -> None:
     plain(describe_suggestions(found))
 
 
-def readable(data: ComparisonSet, encoder: Encoder, *, thorough: bool = False) -> tuple[list[Prompt], list[LeftOut]]:
-    """The prompts of a data set that the model can read; the others, said and by name, after those loading left out."""
+def readable(
+    data: ComparisonSet, encoder: Encoder, *, thorough: bool = False, listed: str | Path = LEFT_OUT
+) -> tuple[list[Prompt], list[LeftOut]]:
+    """The prompts of a data set that the model can read; the others, said and by name, after those loading left out.
+
+    listed: the file in which they will be.
+    """
     prompts = data.prompts()
     kept, left_out = encodable(prompts, encoder, data, thorough=thorough)
     if left_out:
-        plain(f"{len(left_out)} of {len(prompts)} prompts left out, see {LEFT_OUT}")
+        plain(f"{len(left_out)} of {len(prompts)} prompts left out, see {listed}")
     return kept, dropped(data) + left_out
 
 
 def evaluate(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
-    """Compare the aligned model with its start; writes <output_dir>/report."""
+    """Compare the aligned model with its start; writes a report."""
     from safe_rlhf_v.cli.evaluation import evaluate as run
 
     return run(settings)

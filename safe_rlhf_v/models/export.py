@@ -7,6 +7,7 @@ from typing import Any
 
 from safe_rlhf_v.models.backbone import load_backbone, to_dtype
 from safe_rlhf_v.models.heads import DESCRIPTION_FILE, HeadedModel, load_heads, read_description, save_heads
+from safe_rlhf_v.models.kind import SCORERS, kind_of
 from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.models.source import ModelError
 
@@ -32,4 +33,5 @@ def _copy_heads(source: Path, output: Path, backbone: Any) -> None:
     description = read_description(source)
     model = HeadedModel(backbone, description["heads"], bias=description["bias"])
     model.heads.load_state_dict(load_heads(source, description))
-    save_heads(model.heads, output, backbone, bias=model.bias)
+    kind = kind_of(source)
+    save_heads(model.heads, output, backbone, bias=model.bias, kind=kind if kind in SCORERS else None)

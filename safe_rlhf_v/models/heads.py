@@ -34,9 +34,11 @@ class HeadedModel(nn.Module):
     backbone: taken over as it is; with `lora` it is frozen and a fresh adapter injected, else it trains in full.
     heads: name to number of outputs. bias: whether heads have one (the released reward and cost models have none).
     one_forward: read a prompt with each of its responses, as models must that are cut over ranks.
+    kind: "reward" or "cost", kept in its folder, so that neither is taken for the other.
     """
 
     one_forward = False
+    kind: str | None = None
 
     def __init__(
         self, backbone: Any, heads: Mapping[str, int], lora: LoraSettings | None = None, *, bias: bool = False
@@ -76,7 +78,7 @@ class HeadedModel(nn.Module):
             self.backbone.save_pretrained(folder)
         else:
             save_adapter(self.backbone, "default", folder)
-        save_heads(self.heads, folder, self.backbone, bias=self.bias)
+        save_heads(self.heads, folder, self.backbone, bias=self.bias, kind=self.kind)
         if processor is None and not self.backbone.name_or_path:
             raise ValueError("this backbone was not loaded from a folder, so its processor is unknown: pass processor=")
         (load_processor(self.backbone.name_or_path) if processor is None else processor).save_pretrained(folder)
@@ -101,15 +103,16 @@ class HeadedModel(nn.Module):
         else:
             model = cls(load_backbone(folder, **load), description["heads"], bias=description["bias"])
         model.heads.load_state_dict(load_heads(folder, description))
+        model.kind = description.get("kind")
         return model.eval()
 
 
-def save_heads(heads: nn.ModuleDict, folder: Path, backbone: Any, *, bias: bool) -> None:
-    """Write heads.safetensors and headed.json, which also says what base they stand on."""
+def save_heads(heads: nn.ModuleDict, folder: Path, backbone: Any, *, bias: bool, kind: str | None = None) -> None:
+    """Write heads.safetensors and headed.json, which also says what base they stand on and, where known, their kind."""
     save_file({k: v.contiguous() for k, v in heads.state_dict().items()}, folder / HEADS_FILE)
     sizes = {name: head.out_features for name, head in heads.items()}
     base = {"base": str(backbone.name_or_path), "fingerprint": fingerprint(backbone)}
-    description = {"heads": sizes, "bias": bias, **base}
+    description = {"heads": sizes, "bias": bias, **base} | ({} if kind is None else {"kind": kind})
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +67,17 @@ def write_left_out(path: str | Path, left_out: Sequence[LeftOut]) -> None:
     lines = [json.dumps({name: getattr(x, name) for name in order}, ensure_ascii=False) + "\n" for x in left_out]
     text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # half a character pair, which JSON reads back
     replace_text(Path(path) / "left_out.jsonl" if Path(path).is_dir() else Path(path), text)
+
+
+@contextmanager
+def listing(path: str | Path) -> Iterator[None]:
+    """The rows that a DataError is about go into `path`, as they do where a stage ends on one."""
+    try:
+        yield
+    except DataError as error:
+        if error.left_out:
+            write_left_out(path, error.left_out)
+        raise
 
 
 def nothing_left(what: str, count: int, left_out: Sequence[LeftOut]) -> DataError:

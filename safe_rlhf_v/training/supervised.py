@@ -102,6 +102,7 @@ def train_preference_model(
     backbone, encoder = load_for_training(base, settings, section)
     freeze_output_layer(backbone)
     model = HeadedModel(backbone, {"score": 1}, lora_settings(settings) if section.use_lora else None)
+    model.kind = kind
     rows = pair_rows(train, encoder, thorough=opens_pictures(settings))
     held_out = pair_rows(evaluation, encoder, thorough=True)
     list_left_out(output_dir, (train, rows), (evaluation, held_out))

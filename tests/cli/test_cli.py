@@ -110,6 +110,9 @@ def test_every_stage_from_data_to_report(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads((folder / "run" / "report.json").read_text())
     assert report["judge"]["kind"] == "truth"
+    assert (folder / "run" / "evaluation" / "left_out.jsonl").is_file()  # beside what is of an evaluation, not of all
+    assert not (folder / "run" / "left_out.jsonl").exists()
+    assert "next: safe-rlhf-v generate" in result.output
     assert report["constraint"]["threshold"] == pytest.approx(mean)
     assert report["reward_model"]["n_pairs"] == 12
     assert len(report["guard_rounds"]) == 6
@@ -212,10 +215,16 @@ def test_direct_stage_from_pairs_to_report(folder: Path, tmp_path: Path) -> None
     other = error("train", "direct", *config, *scores)
     assert "direct.algorithm (sacpo then, dpo now)" in other
 
+    policys = tmp_path / "report.json"
+    policys.write_text("of the policy")
     measure = (*config, *scores, f"evaluation.model={trained}", "direct.algorithm=sacpo", "policy.threshold=-1")
     result = run("evaluate", *measure)
     assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "report.json").read_text())
+    own = tmp_path / "evaluation" / "direct"
+    assert f"report: {own / 'report.html'}" in result.output.replace("\n", "")
+    assert policys.read_text() == "of the policy" and not (tmp_path / "report.html").exists()
+    assert (own / "left_out.jsonl").is_file()
+    report = json.loads((own / "report.json").read_text())
     found = report["constraint"]
     assert (found["threshold"], found["final_multiplier"], found["algorithm"]) == (-1.0, 4.0, "sacpo")
     assert report["seconds"]["direct"] > 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from beavertails_v import load_responses
 from beavertails_v.schema import LabelledResponse, Prompt, Response, Severity
 from beavertails_v.taxonomy import Taxonomy
 from guard import losses
@@ -19,6 +20,7 @@ from guard.examples import examples_of, held_out, labels_of, lesson_labels, less
 from guard.train import GuardOptions, GuardTrainer, train_guard
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.training.encode import DataError
+from tests.beavertails_v.data_files import official_row, write_parquet
 from tests.guard.conftest import GREEN, RED, picture, rows
 
 NO_CALIBRATION = GuardOptions(calibration_share=0, head_learning_rate=3e-2)
@@ -170,6 +172,34 @@ def test_too_long_rows_are_left_out_by_name(base: Path, tmp_path: Path) -> None:
     assert measured["left_out"] == 1 and measured["examples"] == 24
     (line,) = (tmp_path / "left_out.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "ResponseTooLong"
+
+
+def test_what_is_left_out_stands_by_file_row_and_split(base: Path, tmp_path: Path) -> None:
+    """Of the data and of the benign set, of both splits: what loading left out as what the model cannot read."""
+    long = "what is this ? " * 60
+    lines = [official_row(i) for i in range(8)]
+    lines[2]["response_1"], lines[4]["is_response_1_safe"] = "a long answer " * 60, "perhaps"
+    for split in ("train", "evaluation"):
+        write_parquet(tmp_path / "data" / f"{split}.parquet", lines)
+        kind = [official_row(10, category="benign"), official_row(11, category="benign", question=long)]
+        write_parquet(tmp_path / "benign" / f"{split}.parquet", kind)
+    train, evaluation = (load_responses(tmp_path / "data", x) for x in ("train", "evaluation"))
+    benign = load_responses(tmp_path / "benign", "train")
+    limited = settings(max_steps=1)
+    limited.model.max_response_length = limited.model.max_prompt_length = 64
+    measured = train_guard(
+        train, evaluation, base, tmp_path / "run", limited, options=NO_CALIBRATION, benign=benign,
+        benign_evaluation=load_responses(tmp_path / "benign", "evaluation"),
+    )  # fmt: skip
+    found = [json.loads(line) for line in (tmp_path / "run" / "left_out.jsonl").read_text().splitlines()]
+    places = [(Path(x["file"]).parent.name, x["split"], x["row"], x["reason"]) for x in found]
+    assert places == [
+        ("data", "train", 5, "invalid"),
+        ("benign", "train", 2, "PromptTooLong"),
+        ("data", "train", 3, "ResponseTooLong"),
+        ("data", "evaluation", 5, "invalid"),
+    ]
+    assert (measured["left_out"], measured["evaluation_left_out"]) == (3, 1)
 
 
 def test_placeholder_in_a_question_trains_as_text(base: Path, tmp_path: Path) -> None:

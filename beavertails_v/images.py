@@ -87,7 +87,8 @@ class Picture:
 
     @classmethod
     def from_pil(cls, image: Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
-        """A picture of an image in memory, encoded as PNG without metadata."""
+        """A picture of an image in memory, encoded as PNG without metadata. Raises ImageError for too many frames."""
+        _check_frames(image, limits, "")
         buffer = io.BytesIO()
         visible_rgb(image).save(buffer, format="PNG")
         return cls.from_bytes(buffer.getvalue(), limits=limits)
@@ -225,6 +226,10 @@ def _check_header(image: Image.Image, limits: ImageLimits, where: str) -> None:
             f"{_at(where)}the picture is {width}x{height}, longer than {limits.max_aspect:g}:1; "
             "crop it or raise ImageLimits.max_aspect"
         )
+    _check_frames(image, limits, where)
+
+
+def _check_frames(image: Image.Image, limits: ImageLimits, where: str) -> None:
     # MPO is what cameras write as JPEG: the further frames are a depth map or a second eye, which no viewer shows.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > limits.max_frames:

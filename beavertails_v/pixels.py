@@ -36,19 +36,21 @@ class BlankError(ValueError):
 def visible_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
     """The picture as RGB. profile: an ICC profile, where it was taken out of the file; else the image's own is used.
 
-    Raises BlankError where the result is blank and the colour planes are not.
+    Raises BlankError where the result is blank and the colour planes or the transparency are not; ValueError for pixels
+    without a fixed range.
     """
     image.load()
     profile = profile or image.info.get("icc_profile")
     upright = _UPRIGHT.get(_orientation(image))
     opaque, alpha = _planes(image)
-    clean = _to_srgb(opaque, profile) if profile else _through_gamma(_plain_rgb(opaque), image)
+    stored = _plain_rgb(opaque)
+    clean = _to_srgb(opaque, profile) if profile else _through_gamma(stored, image)
     if alpha is not None:
         clean = Image.composite(clean, Image.new("RGB", clean.size, "white"), alpha)
-    if (alpha is not None or profile) and _blank(clean) and not _blank(_plain_rgb(opaque)):
+    if clean is not stored and _blank(clean) and not all(map(_blank, filter(None, (stored, alpha)))):
         raise BlankError(
-            "it comes out blank where its transparency or colour profile is applied, though its pixels hold something; "
-            "save it without transparency on the background you mean"
+            "it comes out blank where its transparency, colour profile or gamma is applied, though its pixels hold "
+            "something; save it without transparency on the background you mean"
         )
     clean = clean.transpose(upright) if upright is not None else clean
     bare = Image.new("RGB", clean.size)  # a new image, so that no metadata comes along
@@ -65,8 +67,8 @@ def _orientation(image: Image.Image) -> int:
 
 def _planes(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The colour planes as stored, and the alpha channel where there is one that is meant and not opaque throughout."""
-    if image.mode == "F":
-        raise ValueError("pixels are fractions without a fixed range; save the picture with 8 bits a channel")
+    if image.mode == "F" or (image.mode == "I" and image.format is None):  # a file's "I" is 16 bits, by its format
+        raise ValueError("pixels are numbers without a fixed range; save the picture with 8 bits a channel")
     if image.mode in _DEEP_MODES:
         image = _eight_bits(image)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
@@ -124,7 +126,7 @@ def _through_gamma(rgb: Image.Image, image: Image.Image) -> Image.Image:
 def _blank(image: Image.Image) -> bool:
     """Whether next to every pixel has the same colour: in each channel, all but a few near the commonest level."""
     counts, size = image.histogram(), image.width * image.height
-    for start in range(0, 768, 256):
+    for start in range(0, len(counts), 256):
         channel = counts[start : start + 256]
         mode = channel.index(max(channel))
         near = sum(channel[max(0, mode - _BLANK_LEVELS) : mode + _BLANK_LEVELS + 1])

@@ -277,6 +277,43 @@ def test_a_picture_that_flattening_would_blank_is_refused(kind: str) -> None:
     assert "comes out blank" in refused(encode(words))
 
 
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGBA", "WEBP"), ("LA", "PNG")])
+def test_a_picture_whose_alpha_alone_shows_something_is_refused(mode: str, kind: str) -> None:
+    """White on a transparent ground of white: every colour plane is blank, and a dark page shows the box."""
+    white = (255,) * (len(mode) - 1)
+    drawn = Image.new(mode, (32, 32), (*white, 0))
+    drawn.paste((*white, 255), (4, 4, 28, 12))
+    assert "comes out blank" in refused(encode(drawn, kind, **({"lossless": True} if kind == "WEBP" else {})))
+
+
+@pytest.mark.parametrize("gamma", [1, 1000, 10_000_000, 2**31 - 1])
+def test_a_gamma_that_would_blank_the_picture_is_refused(gamma: int) -> None:
+    drawn = Image.new("RGB", (32, 32), (120, 120, 120))
+    drawn.paste((60, 60, 60), (4, 4, 28, 12))
+    body = b"gAMA" + struct.pack(">I", gamma)
+    chunk = struct.pack(">I", 4) + body + struct.pack(">I", zlib.crc32(body))
+    data = encode(drawn)
+    assert "comes out blank" in refused(data[:33] + chunk + data[33:])  # 33: behind the header chunk
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_opened_animation_is_refused_like_its_file(kind: str) -> None:
+    first, second = Image.new("RGB", (16, 16), "white"), noisy((16, 16))
+    with Image.open(io.BytesIO(encode(first, kind, save_all=True, append_images=[second]))) as opened:
+        with pytest.raises(ImageError, match="2 frames"):
+            Picture.from_pil(opened)
+        assert Picture.from_pil(opened, limits=ImageLimits(max_frames=2)).load().size == (16, 16)
+
+
+def test_pixels_without_a_range_are_refused() -> None:
+    """An array of 0..255 in 32 bits would come out black, since 16 bits are scaled down."""
+    for mode in ("I", "F"):
+        with pytest.raises(ValueError, match="without a fixed range"):
+            Picture.from_pil(Image.new("L", (8, 8), 200).convert(mode))
+    deep = Image.frombytes("I;16", (8, 8), struct.pack("<64H", *[200 * 257] * 64))
+    assert Picture.from_bytes(encode(deep)).load().getpixel((0, 0)) == (200,) * 3
+
+
 def test_a_picture_that_is_blank_in_truth_is_kept() -> None:
     for colour in ((0, 0, 0, 0), (255, 255, 255, 255), (9, 9, 9, 128)):
         Picture.from_bytes(encode(Image.new("RGBA", (8, 8), colour))).check()

@@ -46,15 +46,19 @@ def _require_numbers(part: Part, columns: ColumnMap, name: str, low: int, high: 
 def column_notes(part: Part, columns: ColumnMap, *, own: bool) -> list[str]:
     """Columns that look misspelt; and, of a map of the user's (`own`), those that the file lacks."""
     notes = []
+    absent = _absent(part, columns) if own else []
     for name in unused(part.columns, columns):
-        near = difflib.get_close_matches(name, sorted(columns.known), n=1, cutoff=_ALIKE)
+        near = difflib.get_close_matches(name, sorted(columns.known - set(absent)), n=1, cutoff=_ALIKE)
         if near and not _together(part, name, near[0]):
             notes.append(f"{part.path}: column {name!r} is not used; did you mean {near[0]!r}?")
-    if own:
-        absent = sorted(columns.known - set(part.columns) - {columns.image_column})
-        words = "the column map names {!r}, which is not there{}"
-        notes += [f"{part.path}: " + words.format(name, nearest(name, part.columns)) for name in absent]
-    return notes
+    words = "the column map names {!r}, which is not there{}"
+    return notes + [f"{part.path}: " + words.format(name, nearest(name, part.columns)) for name in absent]
+
+
+def _absent(part: Part, columns: ColumnMap) -> list[str]:
+    """Columns of the map that the file lacks; `images` may take the place of that of one picture."""
+    stands_in = {columns.image_column} if "images" in part.columns else set()
+    return sorted(columns.known - set(part.columns) - stands_in)
 
 
 def unused(have: Iterable[str], columns: ColumnMap) -> list[str]:

@@ -18,6 +18,8 @@ _LAYOUTS = tuple(
     re.compile(p + _FILE) for p in (r"data/(?P<folder>[^/]+)/", r"data/", r"", r"(?P<folder>(?!data/)[^/]+)/")
 )
 _DEPTHS = ("*", "*/*", "data/*/*")
+#: Names of files that hold rows and are not read by these names.
+_ALIKE = re.compile(r".*\.(?:(?:jsonl|parquet)(?:\.\w+)?|ndjson(?:\.\w+)?|jsonlines)", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: Stems of a single file that name a split; any other single file is read whole, whichever split is asked for.
 _SPLIT_NAMES = frozenset({"train", "evaluation", "eval", "test", "validation"})
@@ -39,6 +41,8 @@ class Files:
 
 def locate(source: str | Path, split: str, categories: Collection[str] | None, revision: str | None) -> Files:
     """Find a split's files; from the hub, only those are fetched. Raises SourceError naming what there is instead."""
+    if not str(source).strip():
+        raise SourceError("the source of the data is an empty text; give a folder, a file or a hub id")
     path = Path(source)
     if path.is_file():
         if _stem(path) in _SPLIT_NAMES - {split}:
@@ -71,8 +75,15 @@ def _stem(path: Path) -> str:
 
 def _listing(folder: Path) -> list[str]:
     """Files that may hold data, relative to the folder; what is hidden (a name with a dot first) never does."""
-    names = [f.relative_to(folder).as_posix() for depth in _DEPTHS for f in folder.glob(depth) if f.is_file()]
-    return [name for name in names if not _hidden(name)]
+    found = [f for depth in _DEPTHS for f in folder.glob(depth) if not _hidden(f.relative_to(folder).as_posix())]
+    for file in found:
+        if file.is_symlink() and not file.exists() and any(p.fullmatch(_below(file, folder)) for p in _LAYOUTS):
+            raise SourceError(f"{file}: a link to {file.readlink()}, which is not there; fetch it or drop the link")
+    return [_below(file, folder) for file in found if file.is_file()]
+
+
+def _below(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
 
 
 def _hidden(name: str) -> bool:
@@ -101,10 +112,15 @@ def _why_no_data(names: Sequence[str], source: str) -> str:
             "a folder written by save_to_disk of the `datasets` library; convert each split in Python: "
             f"from datasets import load_from_disk; load_from_disk({source!r}){part}.to_parquet({target!r})"
         )
+    if (alike := next((name for name in names if _ALIKE.fullmatch(Path(name).name)), None)) is not None:
+        return f"holds {alike}, which is not read: unpack it and name it <split>.jsonl or .parquet, in small letters"
     for name in names:
         if Path(name).suffix in (".csv", ".tsv", ".json", ".tar", ".arrow") and (how := conversion(f"{source}/{name}")):
             kind = "WebDataset archives" if name.endswith(".tar") else f"a {Path(name).suffix} file"
             return f"holds {kind} ({name}) and no .parquet or .jsonl; convert it in Python: {how}"
+    deep = (f for kind in ("parquet", "jsonl", "jsonl.gz") for f in Path(source).rglob(f"*.{kind}") if f.is_file())
+    if (file := next((f for f in deep if not _hidden(_below(f, Path(source)))), None)) is not None:
+        return f"the data lie deeper than is looked ({_below(file, Path(source))}); name the folder {file.parent}"
     if any(Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp") for name in names):
         return (
             "holds pictures alone, such as an imagefolder; write a <split>.jsonl beside them that names a picture and "
@@ -141,7 +157,11 @@ def _named_for_categories(found: Found) -> bool:
 
 
 def _passed_over(names: Iterable[str], split: str, chosen: Sequence[str], source: str) -> tuple[str, ...]:
-    """Notes on files of the split that stand beside the data and are not read."""
+    """Notes on files of the split that stand beside the data and are not read, or beside categories and are."""
+    read = [(match, name) for layout in _LAYOUTS for name in chosen if (match := layout.fullmatch(name))]
+    if _named_for_categories([(match, name) for match, name in read if "folder" in match.groupdict()]):
+        odd = [name for match, name in read if not _named_for_categories([(match, name)])]
+        return tuple(f"{source}: {name} is read too, though its folder is named for no category" for name in odd)
     if any(len(Path(name).parts) > 1 for name in chosen) and not any(name.startswith("data/") for name in chosen):
         return ()
     others = [name for match, name in _fitting(names, source)[3] if match["split"] == split]

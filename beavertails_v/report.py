@@ -26,7 +26,16 @@ class Dropped:
     split: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row}: {self.reason}: {self.detail}"
+        return f"{self.place}{self.reason}: {self.why}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.file} row {self.row}: "
+
+    @property
+    def why(self) -> str:
+        """The detail without the place, which that of a picture begins with."""
+        return self.detail.removeprefix(self.place)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,5 +105,5 @@ def _tally(label: str, entries: Iterable[Dropped], examples: int) -> list[str]:
     lines = []
     for reason, count in Counter(d.reason for d in entries).most_common():
         lines.append(f"  {label}, {reason}: {count:,}")
-        lines += [f"    {d.file} row {d.row}: {d.detail}" for d in entries if d.reason == reason][:examples]
+        lines += [f"    {d.place}{d.why}" for d in entries if d.reason == reason][:examples]
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import threading
+import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -117,8 +118,7 @@ class JsonlPart:
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as lines:
-            numbered = list(_numbered(lines, path))
+        numbered = list(_lines(path))
         self._numbers, self._rows = [number for number, _ in numbered], [row for _, row in numbered]
         if all("" in row for row in self._rows):
             first = f"row {self._numbers[0]}: {self._rows[0]['']}" if self._rows else ""
@@ -157,6 +157,19 @@ class JsonlPart:
         return _pictures([None, None], values, where, limits, Path(self.path).parent)
 
 
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Raises SourceError where the file's compression is damaged."""
+    if path.suffix != ".gz":
+        with open(path, "rb") as plain:
+            yield from _numbered(plain, path)
+        return
+    try:
+        with gzip.open(path, "rb") as lines:
+            yield from _numbered(lines, path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise SourceError(f"{path}: not compressed by gzip, cut short or damaged ({error}); fetch it again") from None
+
+
 def _numbered(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with the numbers of their lines; blank lines are no rows."""
     for number, line in enumerate(lines, 1):
@@ -166,13 +179,22 @@ def _numbered(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, dict[st
             yield number, json_row(line)
 
 
+#: What a file named .jsonl is by its first bytes.
+_OTHER_KINDS = {b"PAR1": "a parquet file", b"\x1f\x8b": "compressed by gzip, a .jsonl.gz file"}
+
+
 def _require_text(beginning: bytes, path: Path) -> None:
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise SourceError(f"{path}: the text is UTF-16; save it as UTF-8")
     if beginning.startswith(b"version https://git-lfs"):
         raise SourceError(f"{path}: is a Git LFS pointer, not the data; run `git lfs pull` in its repository")
-    if beginning.strip() == b"[":
-        raise SourceError(f"{path}: a JSON list; write one object a line")
+    kind = next((kind for first, kind in _OTHER_KINDS.items() if beginning.startswith(first)), None)
+    if path.suffix == ".jsonl" and kind:
+        raise SourceError(f"{path}: {kind}, going by its content; name it so")
+    if beginning.lstrip()[:9].lower() in (b"<!doctype", b"<html>"):
+        raise SourceError(f"{path}: is a web page, such as a failed download leaves; download the file itself")
+    if beginning.startswith(b"[") or beginning.strip() == b"{":
+        raise SourceError(f"{path}: a JSON list, or an object over several lines; write one object a line")
 
 
 def _pictures(

@@ -78,7 +78,16 @@ _CORE = {  # at most 400 digits: Python refuses to read numbers of thousands
 }
 
 
+_OTHER_TAGS = ("set", "omap", "pairs", "binary", "timestamp")  # a set has no order, and columns and ids have one
+
+
+def _refuse_tag(loader: StrictLoader, node: yaml.Node) -> None:
+    raise _problem(node, f"the tag '!!{node.tag.rpartition(':')[2]}' is not used here; write a list, a mapping or text")
+
+
 def _teach_core_schema() -> None:
+    for name in _OTHER_TAGS:
+        StrictLoader.add_constructor(f"tag:yaml.org,2002:{name}", _refuse_tag)
     for name, (pattern, first) in _CORE.items():
         StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(f"^(?:{pattern})$"), first)
     StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_yaml_int)

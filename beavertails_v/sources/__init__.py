@@ -7,6 +7,7 @@ data set out. Files are recognised by their columns, never by their name, since 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -83,6 +84,8 @@ class ColumnMap(BaseModel):
     def _fill(cls, data: Any) -> Any:
         """Lower-case words, and the columns without which no row can be read as those required."""
         if isinstance(data, dict) and isinstance(words := data.get("safe_words"), Mapping):
+            if None in words:
+                raise ValueError("field 'safe_words': a word is null; an empty cell is no label, a text goes in quotes")
             lower = [str(_text(word)).strip().lower() for word in words]
             if twice := [word for word in lower if lower.count(word) > 1]:
                 raise ValueError(f"field 'safe_words': {twice[0]!r} stands twice; capitals do not count")
@@ -192,7 +195,7 @@ _FORM = "it needs name, kind, columns and, for pairs, ids (docs/data.md, Other c
 
 def _in_words(error: Any) -> str:
     """One fault of a map: the field, what stands there, what is allowed."""
-    where = ".".join(str(part) for part in error["loc"] if part not in ("str", "tuple[constrained-str, ...]"))
+    where = ".".join(str(part) for part in error["loc"] if not re.search(r"^str$|[\[(]", str(part)))  # no types
     if error["type"] == "value_error" and not error["loc"]:
         return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":

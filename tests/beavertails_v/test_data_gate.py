@@ -81,13 +81,59 @@ def test_compressed_lines_are_read(tmp_path: Path) -> None:
         ("class/a.png", "", "imagefolder"),
         ("train.jsonl", "version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("train.jsonl", "\ufeff{}", "UTF-16"),
+        ("train.jsonl", "<!DOCTYPE html>\n<html>", "web page"),
+        ("train.jsonl", "PAR1....", "parquet file, going by its content"),
+        ("train.jsonl", '{\n "question": "q"\n}', "over several lines"),
+        ("train.jsonl", '[{"question": "q"}]', "a JSON list"),
+        ("train.JSONL", "{}", "small letters"),
+        ("train.ndjson", "{}", "holds train.ndjson"),
+        ("train.jsonl.zst", "", "unpack it"),
+        ("train.jsonl.gz", "{}", r"train\.jsonl\.gz: not compressed by gzip"),
+        ("a/b/c/train.jsonl", "{}", r"name the folder .*a/b/c"),
     ],
 )
 def test_other_kinds_of_data_are_named(tmp_path: Path, name: str, content: str, words: str) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(content, encoding="utf-16-le" if words == "UTF-16" else "utf-8")
     with pytest.raises(SourceError, match=words):
         load_comparisons(tmp_path)
+
+
+def test_a_compressed_file_that_is_cut_is_named(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(TEXT | {"question": str(i**9)}) + "\n" for i in range(400))
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-400])
+    with pytest.raises(SourceError, match=r"train\.jsonl\.gz: .*cut short"):
+        load_comparisons(tmp_path)
+
+
+def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data/animal_abuse/train.parquet", [official_row()])
+    (tmp_path / "data/benign").mkdir()
+    (tmp_path / "data/benign/train.parquet").symlink_to(tmp_path / "gone.parquet")
+    with pytest.raises(SourceError, match=r"benign/train.parquet: a link to .*gone.parquet, which is not there"):
+        load_comparisons(tmp_path)
+
+
+def test_a_folder_of_no_category_beside_categories_is_named(tmp_path: Path) -> None:
+    for folder in ("animal_abuse", "animal_abuse_old"):
+        write_parquet(tmp_path / f"data/{folder}/train.parquet", [official_row()])
+    pairs = load_comparisons(tmp_path)
+    assert len(pairs) == 2 and "data/animal_abuse_old/train.parquet is read too" in pairs.report.summary()
+    assert len(pairs.report.notes) == 1
+
+
+def test_an_empty_source_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [TEXT])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="empty text"):
+        load_comparisons("")
+
+
+def test_a_picture_at_fault_names_its_row_once(tmp_path: Path) -> None:
+    rows = [TEXT, TEXT | {"images": ["none.png"]}]
+    report = load_comparisons(write_jsonl(tmp_path / "x.jsonl", rows)).report
+    assert [str(left).count("row 2") for left in report.dropped] == [1]
+    assert report.summary().count("row 2") == 1 and "none.png" in report.summary()
 
 
 # -- labels
@@ -157,6 +203,12 @@ def test_misspelt_columns_are_named(tmp_path: Path) -> None:
     assert report.unused == ["catagory", "licence"] and len(report.notes) == 1
     assert "column 'catagory' is not used; did you mean 'category'?" in report.notes[0]
     assert not load_comparisons(write_jsonl(tmp_path / "y.jsonl", [row | {"category": "benign"}])).report.notes
+
+
+def test_a_map_whose_column_of_pictures_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(MAP.replace("images: picture", "images: pictur"))
+    with pytest.raises(SourceError, match="the column map names 'pictur', which is not there; did you mean 'picture'"):
+        load_comparisons(write_jsonl(tmp_path / "x.jsonl", [ROW]), columns=tmp_path / "own.yaml")
 
 
 # -- pictures
@@ -229,6 +281,11 @@ def test_the_words_of_a_map_hold_for_booleans_too(tmp_path: Path) -> None:
         ("no: false", "no: maybe", "'maybe' is neither true nor false"),
         ("no: false", "no: true", "one that is false"),
         ("no: false", "true: false", "gives one of 'true' and 'false'"),
+        ("no: false", "no: false, ~: false", "'safe_words': a word is null"),
+        ("[a, b]", "!!set {a, b}", "'!!set' is not used here"),  # it has no order, and the labels have one
+        ("[a, b]", "!!omap [a: 1, b: 2]", "'!!omap' is not used here"),
+        ("name: own", "name: !!binary aGk=", "'!!binary' is not used here"),
+        ("[a, b]", "[[a], b]", "field 'columns.response.0' is"),
     ],
 )
 def test_a_broken_map_names_itself_and_its_field(tmp_path: Path, old: str, new: str, words: str) -> None:

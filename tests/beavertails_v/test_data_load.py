@@ -172,8 +172,9 @@ def test_header_check_leaves_damage_for_later(one_file: OneFile) -> None:
     path = one_file(official_row(), official_row(1, image={"bytes": png(5, (200, 200))[:-200], "path": None}))
     assert load_comparisons(path, check_images="header").report.kept == 2
     assert load_comparisons(path).report.kept == 1
+    assert load_comparisons(path, check_images="none").report.kept == 2
     with pytest.raises(SourceError, match="check_images"):
-        load_comparisons(path, check_images="none")  # type: ignore[arg-type]
+        load_comparisons(path, check_images="some")  # type: ignore[arg-type]
 
 
 def test_many_rows_are_checked_on_threads_with_the_same_outcome(

@@ -112,9 +112,7 @@ def leakage(
     found = shared_by(first, second)
     plain(found.summary())
     if found.train_rows:
-        plain(
-            f"training rows to leave out: {list(found.train_rows[:20])}{' ...' * (len(found.train_rows) > 20)}"
-        )
+        plain(f"training rows to leave out: {list(found.train_rows[:20])}{' ...' * (len(found.train_rows) > 20)}")
     if strict and found.train_rows:
         raise typer.Exit(1)
 

@@ -6,11 +6,15 @@ were trained differ in each; of data, where one label may have changed, the time
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from beavertails_v.sources import ColumnMap
 from safe_rlhf_v.config import DataSection
 
 WHOLE, BLOCKS, BLOCK = 64 * 2**20, 64, 2**16
@@ -42,27 +46,63 @@ def data_files(source: str, data: DataSection) -> dict[str, str]:
                 files = locate(source, split, data.categories, None)
             except ValueError:
                 continue
-            found |= {str(file.relative_to(files.root)): _data_hash(file) for file in files.paths}
+            column = _picture_column(data)
+            found |= {str(file.relative_to(files.root)): _data_hash(file, column) for file in files.paths}
     return found
 
 
-def _data_hash(file: Path) -> str:
-    pictures = _pictures(file) if file.suffix == ".jsonl" else ""
+def _picture_column(data: DataSection) -> str:
+    """The column that names pictures, beside `images`."""
+    try:
+        return (ColumnMap.load(data.columns).image_column if data.columns else None) or "image"
+    except ValueError:  # loading says what is wrong with the map
+        return "image"
+
+
+def _data_hash(file: Path, column: str) -> str:
+    pictures = "" if file.suffix == ".parquet" else _pictures(file, column)
     changed = str(file.stat().st_mtime_ns) if file.stat().st_size > WHOLE else ""
     return hashlib.sha256(f"{file_hash(file)}{changed}{pictures}".encode()).hexdigest()[:16]
 
 
-def _pictures(file: Path) -> str:
-    """Names and sizes of the pictures that a jsonl names: another picture of the very same size goes unnoticed."""
-    sizes = []
-    for line in file.read_bytes().splitlines():
+def _pictures(file: Path, column: str) -> str:
+    """What the pictures are that the rows of a jsonl name: hashes up to `WHOLE` bytes in all, from there on sizes."""
+    found: list[str | int] = []
+    left = WHOLE
+    for picture in _named(file, column):
+        size = picture.stat().st_size
+        found.append(file_hash(picture) if size <= left else size)
+        left -= size
+    return str(found)
+
+
+def _named(file: Path, column: str) -> Iterator[Path]:
+    """The pictures that rows name, each once; what is wrong with a row loading says."""
+    seen: set[str] = set()
+    for line in _content(file).splitlines():
         try:
             row = json.loads(line)
-            pictures = [file.parent / name for name in row.get("images") or [row["image"]]]
-            sizes += [picture.stat().st_size for picture in pictures if picture.is_file()]
-        except (ValueError, KeyError, TypeError, AttributeError, OSError):  # loading says what is wrong with the row
+            names = [*(row.get("images") or []), row.get(column)]
+        except (ValueError, TypeError, AttributeError, RecursionError):
             continue
-    return str(sizes)
+        for name in names:
+            if isinstance(name, str) and name not in seen and _is_file(file.parent / name):
+                seen.add(name)
+                yield file.parent / name
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile):  # loading says that it is damaged
+        return b""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # base64 in place of a name
+        return False
 
 
 def file_hash(file: Path) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.cli.common import plain
-from safe_rlhf_v.cli.fingerprint import absolute, data_files, model_files
+from safe_rlhf_v.cli.fingerprint import absolute, data_files, file_hash, model_files
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.files import replace_text
 
@@ -34,6 +34,7 @@ BOOKKEEPING = {
     "report_to",
     "per_device_eval_batch_size",
 }
+FILES = ("data.columns", "guard.policy")  # small files that decide what labels and verdicts mean
 PATHS = ("model.path", "model.start", "data.path", "guard.benign", "guard.path", "direct.reference")
 
 
@@ -157,7 +158,12 @@ def identity(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
     """The settings a stage's result depends on, flat: {"reward.learning_rate": 3e-05, ...}; local paths absolute."""
     tree = settings.model_dump(mode="json", include={"seed", "model", "data", *sections})
     flat = {key: value for key, value in _flatten(tree).items() if key.rpartition(".")[2] not in BOOKKEEPING}
-    return {key: absolute(value) if key in PATHS else value for key, value in flat.items()}
+    return {key: absolute(value) if key in PATHS or _is_file(key, value) else value for key, value in flat.items()}
+
+
+def _is_file(key: str, value: Any) -> bool:
+    """Whether the value names a file of the user's, not a column map or a policy that comes with the package."""
+    return key in FILES and bool(value) and Path(value).is_file()
 
 
 def made(wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -166,6 +172,8 @@ def made(wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     for key, value in wanted.items():
         if key in ("data.path", "guard.benign") and value:
             found[key] = data_files(value, settings.data)
+        elif _is_file(key, value):
+            found[key] = {Path(value).name: file_hash(Path(value))}
         elif isinstance(value, str) and Path(value).is_dir():
             found[key] = model_files(Path(value))
     return {key + MADE: files for key, files in found.items() if files}
@@ -200,7 +208,8 @@ def _other_files(folder: Path, key: str, before: Any, wanted: Mapping[str, Any])
     now = wanted[key + MADE]
     old = before if isinstance(before, Mapping) else {}
     names = sorted(name for name in {**old, **now} if old.get(name) != now.get(name))
-    what = "the data" if key in ("data.path", "guard.benign") else f"the model {key!r}"
+    data = key in ("data.path", "guard.benign")
+    what = "the data" if data else f"the file {key!r}" if key in FILES else f"the model {key!r}"
     return (
         f"{folder} was made with other files: {what} changed since, {wanted[key]}: "
         f"{', '.join(names[:4])}{' ...' * (len(names) > 4)}; choose another output_dir, or throw it away: delete it, "

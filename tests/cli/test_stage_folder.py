@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -17,6 +18,11 @@ from safe_rlhf_v.cli import fingerprint
 from safe_rlhf_v.cli.stage_folder import at_work, is_full_disk, run_stage
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 
+OWN = """name: own
+kind: comparisons
+columns: {question: question, images: photo, response: [a, b], safe: [c, d], more_helpful: e, safer: f}
+ids: [first, second]
+"""
 ROW = {"question": "q", "image": "a.png", "response_1": "one", "response_2": "two", "more_helpful_response_id": 1}
 
 
@@ -66,6 +72,36 @@ def test_a_picture_of_another_size_is_changed_data(tmp_path: Path) -> None:
     (tmp_path / "data" / "a.png").write_bytes(b"another picture")
     with pytest.raises(SettingsError, match="the data changed"):
         run_stage("reward", settings(tmp_path), ["reward"], never)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz"])
+@pytest.mark.parametrize("column", ["image", "photo"])
+def test_another_picture_of_the_same_size_is_changed_data(tmp_path: Path, name: str, column: str) -> None:
+    write(tmp_path)
+    (tmp_path / "data" / "train.jsonl").unlink()
+    line = json.dumps({"question": "q", column: "a.png"}).encode()
+    (tmp_path / "data" / name).write_bytes(gzip.compress(line, mtime=0) if name.endswith(".gz") else line)
+    (tmp_path / "own.yaml").write_text(OWN.replace("photo", column))
+    made = settings(tmp_path, f"data.columns={tmp_path / 'own.yaml'}")
+    run_stage("reward", made, ["reward"], measured)
+    assert run_stage("reward", made, ["reward"], never) == {"x": 1}
+    (tmp_path / "data" / "a.png").write_bytes(b"PICTURE")
+    with pytest.raises(SettingsError, match="the data changed"):
+        run_stage("reward", made, ["reward"], never)
+
+
+@pytest.mark.parametrize("key", ["data.columns", "guard.policy"])
+def test_a_changed_column_map_or_policy_is_noticed_and_a_moved_one_is_the_same(tmp_path: Path, key: str) -> None:
+    write(tmp_path)
+    (tmp_path / "own.yaml").write_text(OWN)
+    run_stage("guard", settings(tmp_path, f"{key}={tmp_path / 'own.yaml'}"), ["guard"], measured)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "own.yaml").rename(tmp_path / "sub" / "own.yaml")
+    moved = settings(tmp_path, f"{key}={tmp_path / 'sub' / 'own.yaml'}")
+    assert run_stage("guard", moved, ["guard"], never) == {"x": 1}
+    (tmp_path / "sub" / "own.yaml").write_text(OWN.replace("[first, second]", "[second, first]"))
+    with pytest.raises(SettingsError, match=f"the file '{key}' changed since, .*own.yaml"):
+        run_stage("guard", moved, ["guard"], never)
 
 
 def test_moved_and_relative_folders_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from guard.regenerate import GenerativePolicy, regenerate, safety_by_round
 from safe_rlhf_v import duals
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.answering import Answering, Scoring
+from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.cli.stage_folder import LEFT_OUT, read_done, require_writable
 from safe_rlhf_v.cli.stages import readable, threshold
 from safe_rlhf_v.config import RePOSection, Settings
@@ -196,10 +197,15 @@ def _rounds(
     """
     if guard is None or not settings.evaluation.guard_rounds or base.sampling.temperature == 0:
         return []
+    harmful = [p for p in prompts if world.invites_harm(p)]
+    if not harmful or not guard.can_judge("response"):
+        why = "no prompt is known to invite harm" if not harmful else "the guard was not trained to judge responses"
+        plain(f"no rounds of the guard: {why}")
+        return []
     torch.manual_seed(settings.seed)
     policy = GenerativePolicy(base, base.encoder, base.sampling, base.batch_size)
     most = settings.guard.max_rounds
-    harmful, judge = [p for p in prompts if world.invites_harm(p)], world.judge(scorer, None)
+    judge = world.judge(scorer, None)
     harmless = [p for p in prompts if world.invites_harm(p) is False]
     transcripts, needless = (regenerate(policy, guard, some, most, judge_query=False) for some in (harmful, harmless))
     return safety_by_round(transcripts, lambda prompt, text: judge(prompt, text).unsafe, most, needless)

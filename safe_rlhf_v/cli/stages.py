@@ -257,6 +257,11 @@ def threshold(settings: Settings, cost_dir: str | Path) -> float:
     RePO has its own, 0, for every prompt.
     """
     if build.algorithm_class(settings) is RePO:
+        if settings.policy.threshold not in ("auto", RePO.threshold) or settings.policy.threshold_quantile is not None:
+            plain(
+                "warning: policy.threshold is not used by repo, which bounds every answer's cost by 0; "
+                "policy.repo.margin asks for less"
+            )
         return RePO.threshold
     if settings.policy.threshold != "auto":
         if settings.policy.threshold_quantile is not None:

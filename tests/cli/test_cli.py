@@ -348,9 +348,16 @@ def test_report_warns_of_evaluation_prompts_seen_in_training(folder: Path, tmp_p
     assert "2 stand there word for word with their pictures, 1 shares a picture alone" in note
 
 
-def test_repo_has_its_own_threshold(tmp_path: Path) -> None:
+def test_repo_has_its_own_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = load_settings(None, ["policy.algorithm=repo", "policy.threshold=auto"])
     assert stages.threshold(settings, tmp_path) == 0.0
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["policy.threshold=-1.5", "policy.threshold_quantile=0.3"])
+def test_a_bound_that_repo_does_not_use_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
+    assert stages.threshold(load_settings(None, ["policy.algorithm=repo", given]), tmp_path) == 0.0
+    assert "policy.threshold is not used by repo" in capsys.readouterr().out
 
 
 def test_scores_of_answers_that_spell_a_special_token(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""The loop of the guard in a report: nothing of it ends an evaluation that has its answers."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from beavertails_v import Prompt
+from safe_rlhf_v.cli.evaluation import _rounds
+from safe_rlhf_v.config import load_settings
+
+
+@pytest.mark.parametrize(
+    ("harmful", "kinds"), [(False, ("query", "response")), (None, ("query", "response")), (True, ("query",))]
+)
+def test_without_harmful_prompts_or_a_guard_of_responses_there_are_no_rounds(
+    harmful: bool | None, kinds: tuple[str, ...]
+) -> None:
+    guard: Any = SimpleNamespace(can_judge=lambda kind: kind in kinds)
+    base: Any = SimpleNamespace(sampling=SimpleNamespace(temperature=1.0))
+    world: Any = SimpleNamespace(invites_harm=lambda prompt: harmful)
+    settings = load_settings(None, ["evaluation.guard_rounds=true"])
+    assert _rounds(settings, guard, base, [Prompt(text="what is this ?")], world, None) == []  # type: ignore[arg-type]

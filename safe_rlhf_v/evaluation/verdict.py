@@ -42,7 +42,7 @@ def headline(data: ReportData) -> str:
         return "Nothing can be said of safety: the cost model that judges it is at chance."
     if multiplier_stood(data):
         return "No solution found: the multiplier stood at its maximum, and the constraint was not met."
-    return _verdict(data) + _refused_more(data) + (" By a weak judge." if _judge_is_weak(data) else "")
+    return _verdict(data) + _refused_more(data) + _by_whom(data)
 
 
 def _refused_more(data: ReportData) -> str:
@@ -53,8 +53,10 @@ def judge_at_chance(data: ReportData) -> bool:
     return data.judge.kind == "model" and judge_quality.quality(data.cost_model) == "chance"
 
 
-def _judge_is_weak(data: ReportData) -> bool:
-    return data.judge.kind == "model" and judge_quality.quality(data.cost_model) == "weak"
+def _by_whom(data: ReportData) -> str:
+    """What is to be known at once of a trained judge."""
+    words = {"weak": " By a weak judge.", "unknown": " By a judge of unknown quality."}
+    return words.get(judge_quality.quality(data.cost_model), "") if data.judge.kind == "model" else ""
 
 
 def multiplier_stood(data: ReportData) -> bool:

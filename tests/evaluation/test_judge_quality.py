@@ -115,7 +115,8 @@ def test_a_weak_judge_is_said_and_a_sound_one_vetoes_nothing(full: ReportData) -
     plain = verdict.headline(judged_by_models(full, SOUND))
     assert plain.startswith("Safer")
     assert verdict.headline(judged_by_models(full, WEAK)) == f"{plain} By a weak judge."
-    assert verdict.headline(judged_by_models(full, None)) == plain
+    assert verdict.headline(judged_by_models(full, None)) == f"{plain} By a judge of unknown quality."
+    assert verdict.headline(full.model_copy(update={"cost_model": None})) == verdict.headline(full)  # by the truth
     assert any("is not known" in n for n in verdict.cautions(judged_by_models(full, None)))
 
 

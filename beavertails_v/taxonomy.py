@@ -9,8 +9,9 @@ from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-import yaml
+from beavertails_v.strict_yaml import YamlError, read_yaml
 
 #: What stands as the category of a prompt known to be harmless (`Prompt.benign`); a missing category says nothing.
 BENIGN = "benign"
@@ -89,14 +90,21 @@ class Taxonomy:
 @lru_cache
 def _load(name: str) -> Taxonomy:
     folder = resources.files("beavertails_v") / "taxonomies"
-    if name.endswith((".yaml", ".yml")):
-        text = Path(name).read_text(encoding="utf-8")
-    elif (folder / f"{name}.yaml").is_file():
-        text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
-    else:
+    own = name.endswith((".yaml", ".yml"))
+    file = Path(name) if own else folder / f"{name}.yaml"
+    if not own and not file.is_file():
         have = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
         raise TaxonomyError(f"no taxonomy {name!r}; there is {', '.join(have)}, or give the path of a .yaml file")
-    data = yaml.safe_load(text)
+    try:
+        return _parsed(read_yaml(file))
+    except YamlError as error:
+        raise TaxonomyError(f"taxonomy file {file}: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        why = f"lacks {error}" if isinstance(error, KeyError) else "is of another form"
+        raise TaxonomyError(f"taxonomy file {file} {why}; it has the form of beavertails_v.yaml") from None
+
+
+def _parsed(data: Any) -> Taxonomy:
     parents = {child: primary["name"] for primary in data["primary"] for child in primary["secondary"]}
     levels = [
         Level(name=x["name"], meaning=x["meaning"], harmless_rates=tuple(x["harmless_rate"])) for x in data["levels"]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from beavertails_v.strict_yaml import YamlError, read_yaml
 from guard.types import ACTIONS, Action, Kind
 
 Signal = Literal["unsafe", "minor", "moderate", "severe"]
@@ -96,9 +97,9 @@ class Policy(_Strict):
         """
         where = files("guard") / "policies" / "default.yaml" if path is None else Path(path)
         try:
-            data = yaml.safe_load(where.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise PolicyError(f"policy file {where}: not valid YAML: {error}") from error
+            data = read_yaml(where)
+        except YamlError as error:
+            raise PolicyError(f"policy file {where}: not valid YAML: {error}") from None
         return cls.parse(data, where=f"policy file {where}", categories=categories)
 
     @classmethod

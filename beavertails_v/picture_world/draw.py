@@ -12,10 +12,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from beavertails_v.images import Picture
+from beavertails_v.strict_yaml import read_yaml
 
 Colour = tuple[int, int, int]
 LAYER = 192  # an object is drawn on a square of this many pixels, then turned and scaled down
@@ -40,13 +40,13 @@ class Scene:
 @cache
 def world() -> dict[str, Any]:
     """The facts of world.yaml."""
-    return dict(yaml.safe_load(resources.files(__package__).joinpath("world.yaml").read_text(encoding="utf-8")))
+    return dict(read_yaml(resources.files(__package__).joinpath("world.yaml")))
 
 
 @cache
 def shapes() -> dict[str, list[list[Any]]]:
     """The primitives of shapes.yaml."""
-    return dict(yaml.safe_load(resources.files(__package__).joinpath("shapes.yaml").read_text(encoding="utf-8")))
+    return dict(read_yaml(resources.files(__package__).joinpath("shapes.yaml")))
 
 
 def _mix(colour: Colour, other: Colour, share: float) -> Colour:

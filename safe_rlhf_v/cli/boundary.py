@@ -18,6 +18,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from safe_rlhf_v.cli.culprit import culprit
+
 P = ParamSpec("P")
 R = TypeVar("R")
 USAGE, CRASH, STOPPED, UNREAD = 2, 70, 130, 141
@@ -107,8 +109,9 @@ def message_of(error: BaseException) -> str:
     said = str(error).strip()
     if (about := _of_a_file(error)) is None or type(error).__module__.partition(".")[0] in OURS:
         return said
-    one = " ".join(said.split())
-    return ": ".join(part for part in (about, one[:300]) if part) + " (--debug shows where)"
+    one, file = " ".join(said.split())[:300], culprit(error)
+    named = file if file and file not in said else ""
+    return ": ".join(part for part in (named, about, one) if part) + " (--debug shows where)"
 
 
 def _given(name: str, value: Any) -> Any:

@@ -17,11 +17,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from beavertails_v.strict_yaml import YamlError, read_yaml
+
+
+class BarsError(ValueError):
+    """Bars cannot be used. The message names the file, the bar and what is wrong with it."""
 
 
 class Bar(BaseModel):
@@ -77,11 +82,29 @@ Bars = str | Path | Sequence[Bar | Mapping[str, Any]]
 
 
 def load_bars(bars: Bars) -> list[Bar]:
-    """Bars of a YAML file or of rows. Raises ValueError for an empty list, ValidationError for a faulty row."""
-    rows = yaml.safe_load(Path(bars).read_text(encoding="utf-8")) if isinstance(bars, str | Path) else bars
-    if not isinstance(rows, Sequence) or not rows:
-        raise ValueError(f"{bars}: expected a non-empty list of bars; an empty one would pass anything")
-    return [row if isinstance(row, Bar) else Bar.model_validate(row) for row in rows]
+    """Bars of a YAML file or of rows.
+
+    Raises BarsError, naming the file, for what is no YAML and no list, an empty list and a faulty row.
+    """
+    where, rows = ("bars", bars) if not isinstance(bars, str | Path) else (str(bars), _read(Path(bars)))
+    if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
+        raise BarsError(f"{where}: expected a non-empty list of bars; an empty one would pass anything")
+    return [row if isinstance(row, Bar) else _bar(where, k, row) for k, row in enumerate(rows, 1)]
+
+
+def _read(file: Path) -> Any:
+    try:
+        return read_yaml(file)
+    except YamlError as error:
+        raise BarsError(f"{file}: {error}") from None
+
+
+def _bar(where: str, number: int, row: Any) -> Bar:
+    try:
+        return Bar.model_validate(row)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors())
+        raise BarsError(f"{where}: bar {number}: {'; '.join(faults)}") from None
 
 
 def look_up(report: Mapping[str, Any], path: str) -> float | None:

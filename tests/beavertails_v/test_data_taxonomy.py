@@ -67,6 +67,16 @@ def test_a_taxonomy_is_a_file(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(own))
     assert Taxonomy.load(path).primary_of("water") == "Harm"
     own["standard"] = {"violence": ["fires"]}
+    for text, words in (
+        (yaml.safe_dump(own) + "name: again\n", "the key 'name' stands twice"),
+        ("name: mine\n", "lacks 'primary'"),
+        ("- a\n", "is of another form"),
+        ("name: [\n", "line 2"),
+    ):
+        (tmp_path / "faulty.yaml").write_text(text)
+        with pytest.raises(TaxonomyError, match="faulty.yaml") as found:
+            Taxonomy.load(tmp_path / "faulty.yaml")
+        assert words in str(found.value)
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(own))
     with pytest.raises(TaxonomyError, match=r"'violence'.*nearest is 'fire'"):
         Taxonomy.load(tmp_path / "bad.yaml")

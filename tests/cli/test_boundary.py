@@ -1,17 +1,23 @@
 """What a command prints and how it ends, on any console and for any text."""
 
+import json
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
+import pyarrow.parquet
 import pytest
+import torch
 import typer
 import yaml
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from test_cli import error, run
 
 from safe_rlhf_v.cli.boundary import user_errors
@@ -54,6 +60,60 @@ def test_a_fault_of_a_file_is_one_sentence(failure: Exception, words: str, capsy
     assert ends(failure) == 2
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said and len(said.strip().splitlines()) == 1
+
+
+def read_lines(file: Path) -> Any:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def read_opened(file: Path) -> Any:
+    with file.open() as stream:
+        return yaml.safe_load(stream)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "read"),
+    [
+        ("scores.jsonl", b'{"scores": [1, 2]}\n{"sco', read_lines),
+        ("card.md", b"caf\xe9", lambda file: file.read_text(encoding="utf-8")),
+        ("mine.yaml", b"a: [1", read_opened),
+        ("heads.safetensors", b"\xff" * 40, lambda file: load_file(file)),
+        ("heads.safetensors", b"\xff" * 40, lambda file: load_file(str(file))),
+        ("states.zip", b"PK\x03\x04", lambda file: zipfile.ZipFile(file)),
+        ("rows.parquet", b"PAR1 PAR1", lambda file: pyarrow.parquet.read_table(file)),
+        ("state.pt", b"\x80\x02}q", lambda file: torch.load(file, weights_only=True)),
+    ],
+)
+def test_a_fault_that_a_library_finds_names_the_file(
+    name: str, content: bytes, read: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.txt").touch()
+    (tmp_path / name).write_bytes(content)
+
+    @user_errors
+    def command() -> None:
+        folder, also = tmp_path, tmp_path / "other.txt"  # what a command holds besides
+        read(folder / name)
+        assert also
+
+    with pytest.raises(typer.Exit) as stopped:
+        command()
+    said = capsys.readouterr().err
+    assert stopped.value.exit_code == 2 and str(tmp_path / name) in said and "other.txt" not in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_a_template_that_fails_names_its_model(capsys: pytest.CaptureFixture[str]) -> None:
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(name_or_path="models/mine"))
+
+    @user_errors
+    def command() -> None:
+        assert processor
+        raise jinja2.UndefinedError("'dict object' has no attribute 'x'")
+
+    with pytest.raises(typer.Exit):
+        command()
+    assert "models/mine: the model's chat template does not work" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("failure", [KeyError("x"), IndexError(), ValueError("y"), RuntimeError("z"), AssertionError()])

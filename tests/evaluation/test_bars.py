@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from safe_rlhf_v.evaluation.bars import check, load_bars, look_up, print_outcomes
+from safe_rlhf_v.evaluation.bars import BarsError, check, load_bars, look_up, print_outcomes
 
 REPORT: dict[str, Any] = {
     "base": {"unsafe_rate": 0.8, "benign_helpfulness": 2.4},
@@ -67,6 +67,25 @@ def test_faulty_bars_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bars.yaml").write_text("")
     with pytest.raises(ValueError, match="non-empty list"):
         load_bars(tmp_path / "bars.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- path: a.b\n  at_most: 1\n  at_most: 9\n", "line 3, column 3: the key 'at_most' stands twice"),
+        ("- path: [a\n", "line 2"),
+        ("path: a.b\nat_most: 1\n", "expected a non-empty list"),
+        ("- path: a\n  at_most: 1\n- path: a.b\n  at_mots: 1\n", "bar 2: at_mots: Extra inputs"),
+        ("- path: a\n  at_most: 1:30\n", "bar 1: at_most: Input should be a valid number"),
+        ("- 3\n", "bar 1: "),
+    ],
+)
+def test_a_faulty_file_of_bars_is_named_with_the_bar(text: str, words: str, tmp_path: Path) -> None:
+    """YAML 1.1 reads 1:30 as 90 and keeps the last of two keys."""
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(BarsError, match=r"mine\.yaml") as found:
+        load_bars(tmp_path / "mine.yaml")
+    assert words in str(found.value)
 
 
 def test_files_and_table(tmp_path: Path) -> None:

@@ -90,6 +90,13 @@ def test_not_yaml(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("query: [")
     with pytest.raises(PolicyError, match="bad.yaml: not valid YAML"):
         Policy.load(tmp_path / "bad.yaml")
+    twice = yaml.safe_dump(with_rules()) + "query: {rules: {unsafe: {threshold: 1.0, action: allow}}}\n"
+    (tmp_path / "bad.yaml").write_text(twice)  # read as YAML 1.1, the last one would flag nothing
+    with pytest.raises(PolicyError, match="bad.yaml: .* the key 'query' stands twice"):
+        Policy.load(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(PolicyError, match="bad.yaml: .*UTF-8"):
+        Policy.load(tmp_path / "bad.yaml")
 
 
 def test_save_and_load(tmp_path: Path) -> None:

@@ -36,8 +36,7 @@ def fitted(text: str, gpus: int) -> str:
     if "num_machines: 1\n" not in text:
         return text
     if gpus:
-        return re.sub(r"(?m)^num_processes: \d+", f"num_processes: {gpus}", text)
-    if "distributed_type: MULTI_GPU" not in text:
+        return re.sub(r"(?m)^num_processes: \w+", f"num_processes: {gpus}", text)
+    if "distributed_type: MULTI_GPU" not in text:  # which is also how accelerate starts several processes on a CPU
         return text
-    text = text.replace("distributed_type: MULTI_GPU", "distributed_type: MULTI_CPU")
-    return re.sub(r"(?m)^num_processes: \d+", "num_processes: 2", text).replace("use_cpu: false", "use_cpu: true")
+    return re.sub(r"(?m)^num_processes: \w+", "num_processes: 2", text).replace("use_cpu: false", "use_cpu: true")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from beavertails_v.images import DEFAULT_LIMITS, ImageError, ImageLimits
-from beavertails_v.report import Dropped, LoadReport
+from beavertails_v.report import Dropped, LoadReport, without_place
 from beavertails_v.schema import Prompt, SchemaError, Severity
 from beavertails_v.store import JsonlPart
 
@@ -127,7 +127,8 @@ def load_dialogues(
             kept.append(_from_row(part.row(i), part.pictures(i, limits) if "" not in part.row(i) else (), check_images))
         except (SchemaError, ImageError) as error:
             reason = "undecodable" if isinstance(error, ImageError) else "invalid"
-            report.dropped.append(Dropped(file=str(path), row=part.number(i), reason=reason, detail=str(error)))
+            row, detail = part.number(i), without_place(str(error), part.path, part.number(i))
+            report.dropped.append(Dropped(file=str(path), row=row, reason=reason, detail=detail))
     report.kept = len(kept)
     if not kept:
         raise DialogueError(f"no dialogue is left: {report.summary()}")

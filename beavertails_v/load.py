@@ -19,7 +19,7 @@ from beavertails_v.cells import Unreadable
 from beavertails_v.columns import column_notes, require_numbering, unused
 from beavertails_v.images import DEFAULT_LIMITS, ImageError, ImageLimits, Picture
 from beavertails_v.locate import locate, require_categories
-from beavertails_v.report import KEEPABLE, DataFile, Dropped, LoadReport, row_digest
+from beavertails_v.report import KEEPABLE, DataFile, Dropped, LoadReport, row_digest, without_place
 from beavertails_v.sets import ComparisonSet, Entry, ResponseSet
 from beavertails_v.sources import ColumnMap, SourceError, missing_columns, recognise
 from beavertails_v.store import Part, open_part
@@ -239,7 +239,9 @@ class _Loader:
         self.report.dropped.append(self._left(part, i, reason, detail))
 
     def _left(self, part: Part, i: int, reason: str, detail: str) -> Dropped:
-        return Dropped(file=part.path, row=part.number(i), reason=reason, detail=detail, split=self.split)
+        row = part.number(i)
+        detail = without_place(detail, part.path, row)
+        return Dropped(file=part.path, row=row, reason=reason, detail=detail, split=self.split)
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr([columns for _, columns in self.parts[:1]]).encode())

@@ -100,6 +100,11 @@ def row_digest(row: dict[str, Any], *more: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def without_place(detail: str, file: str, row: int) -> str:
+    """A picture's error without the file and row that it names for where it stands alone: a report has them already."""
+    return detail.replace(f"{file} row {row}: ", "")
+
+
 def _tally(label: str, entries: Iterable[Dropped], examples: int) -> list[str]:
     entries = list(entries)
     lines = []

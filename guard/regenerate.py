@@ -6,21 +6,24 @@ the loop achieves is judged by something other than the guard (`safety_by_round`
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from beavertails_v.schema import Prompt
+from guard.items import ItemError
 from guard.types import Verdict
 from safe_rlhf_v.types import Inputs, Responses
 
+log = logging.getLogger(__name__)
 Policy = Callable[[list[Prompt]], Sequence[str]]
 REFUSAL = "I can't help with that request."
 
 
 class Judge(Protocol):
-    """What the loop asks of a guard; `guard.Guard` is one."""
+    """What the loop asks of a guard; `guard.Guard` is one. One that raises ItemError also takes on_error="refuse"."""
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str | None] | None = None) -> list[Verdict]: ...
 
@@ -56,6 +59,12 @@ class Transcript:
         return self.outcome == "gave_up"
 
     @property
+    def not_judged(self) -> str | None:
+        """Why the guard could not judge the question or an answer, which it then refused; None where it could."""
+        verdicts = [self.query_verdict, *(a.verdict for a in self.attempts)]
+        return next((v.reason for v in verdicts if v is not None and v.degraded), None)
+
+    @property
     def rounds(self) -> int:
         """New attempts after the first one."""
         return max(0, len(self.attempts) - 1)
@@ -77,6 +86,7 @@ class Transcript:
             "question": self.prompt.text,
             "answer": self.answer,
             "outcome": self.outcome,
+            "not_judged": self.not_judged,
             "rounds": self.rounds,
             "tokens": self.tokens,
             "query_verdict": None if query is None else query.to_dict(),
@@ -113,7 +123,8 @@ def regenerate(
 ) -> list[Transcript]:
     """Answer every prompt through the guard; one transcript a prompt, in order.
 
-    All prompts that still fail are answered together. max_rounds: new attempts after the first, 0 or more.
+    All prompts that still fail are answered together. What the guard cannot take is refused (`Transcript.not_judged`
+    says why) and counted in the log; the others go on. max_rounds: new attempts after the first, 0 or more.
     judge_query: refuse a flagged question before any answer is made. refusal: default the guard's policy file's text.
     count_tokens: default the policy's own `count_tokens`, where it has one.
     """
@@ -121,7 +132,7 @@ def regenerate(
         raise ValueError(f"max_rounds is {max_rounds}; give 0 or more")
     text = str(refusal or getattr(getattr(guard, "policy", None), "refusal", REFUSAL))
     count = count_tokens or getattr(policy, "count_tokens", None)
-    queries = guard.judge(prompts) if judge_query and prompts else [None] * len(prompts)
+    queries = _judged(guard, prompts) if judge_query and prompts else [None] * len(prompts)
     attempts: list[list[Attempt]] = [[] for _ in prompts]
     waiting = [i for i, query in enumerate(queries) if query is None or query.action != "refuse"]
     for _ in range(max_rounds + 1):
@@ -130,10 +141,22 @@ def regenerate(
         for i, attempt in zip(waiting, _attempt(policy, guard, [prompts[i] for i in waiting], count), strict=True):
             attempts[i].append(attempt)
         waiting = [i for i in waiting if attempts[i][-1].verdict.action == "regenerate"]
-    return [
+    transcripts = [
         _transcript(prompt, query, tuple(tried), text)
         for prompt, query, tried in zip(prompts, queries, attempts, strict=True)
     ]
+    if refused := [t for t in transcripts if t.not_judged]:
+        first = f"{refused[0].prompt.text[:60]!r}: {refused[0].not_judged}"
+        log.warning("the guard could not judge %d of %d prompts and refused: %s", len(refused), len(prompts), first)
+    return transcripts
+
+
+def _judged(guard: Any, prompts: Sequence[Prompt], texts: Sequence[str] | None = None) -> list[Verdict]:
+    """One verdict a prompt: an item that the guard cannot take fails closed, and ends nothing."""
+    try:
+        return list(guard.judge(prompts, texts))
+    except ItemError:
+        return list(guard.judge(prompts, texts, on_error="refuse"))
 
 
 def _attempt(policy: Policy, guard: Judge, prompts: list[Prompt], count: Callable[[str], int] | None) -> list[Attempt]:
@@ -141,7 +164,7 @@ def _attempt(policy: Policy, guard: Judge, prompts: list[Prompt], count: Callabl
     texts = list(policy(prompts))
     if len(texts) != len(prompts):
         raise ValueError(f"the policy gave {len(texts)} answers for {len(prompts)} prompts; give one each, in order")
-    verdicts = guard.judge(prompts, texts)
+    verdicts = _judged(guard, prompts, texts)
     share = (time.perf_counter() - start) / len(prompts)
     return [
         Attempt(text=text, verdict=verdict, tokens=None if count is None else count(text), seconds=share)
@@ -174,7 +197,8 @@ def safety_by_round(
     unsafe_rate: of the `given` answers, those that no refusal replaced; None where none was given, so that a guard that
     flags everything shows no safety. gave_up_rate: of refusals among all. harmless_refused_rate: of refusals among the
     transcripts of `harmless` prompts; None without any. unsafe_attempt_rate: of the newest attempts, before any refusal
-    replaces them. mean_tokens: generated up to then, None where nothing counted them.
+    replaces them. not_judged: prompts of both that the guard could not judge and refused.
+    mean_tokens: generated up to then, None where nothing counted them.
     """
     if not transcripts:
         raise ValueError("no transcripts: there is nothing to measure")
@@ -195,6 +219,7 @@ def safety_by_round(
             "given": len(given),
             "prompts": len(transcripts),
             "harmless_prompts": len(harmless),
+            "not_judged": sum(t.not_judged is not None for t in (*transcripts, *harmless)),
             "unsafe_attempt_rate": _share(unsafe(i, t.attempt_after(k)) for i, t in enumerate(transcripts)),
             "mean_tokens": _mean_tokens(transcripts, k),
         }

@@ -96,7 +96,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         seconds=_seconds(output) | {"evaluation": round(time.monotonic() - start, 1)},
         settings=settings.model_dump(mode="json"),
         examples=settings.evaluation.examples,
-        notes=leakage_notes(settings, prompts),
+        notes=leakage_notes(settings, prompts) + _not_judged(rounds),
         subtitle=f"{settings.model.path} on {settings.data.path}",
         seed=settings.seed,
         models={"base": str(base_dir), "aligned": str(aligned_dir), "reward": str(reward_dir), "cost": str(cost_dir)},
@@ -142,6 +142,11 @@ def leakage_notes(settings: Settings, prompts: Sequence[Prompt]) -> list[str]:
             train = load_responses(path, split, revision=revision, columns=columns, check_images="header")
             notes += _leaks(leakage(train.prompts(), prompts), len(prompts), f"{path} [{split}]")
     return notes
+
+
+def _not_judged(rounds: Sequence[dict[str, Any]]) -> list[str]:
+    count = rounds[-1]["not_judged"] if rounds else 0
+    return [f"The guard could not judge {count} prompt{'s' * (count != 1)} of its loop, and refused."] if count else []
 
 
 def _leaks(found: Leakage, count: int, source: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -63,6 +64,7 @@ def dialogues(
     found = make(settings_of(config, set_), out, student, teacher, mode.value, split.value, count)
     show("dialogues", found)
     plain(f"written: {out}")
+    _next("refine", "train", "student", "--dialogues", out, *_settings(config, set_))
 
 
 @train_app.command("student")
@@ -94,7 +96,19 @@ def _train(who: str, folder: Path, config: Config, overrides: Overrides, overwri
 
     settings = settings_of(config, overrides)
     show(who, train(who, settings, folder, overwrite=overwrite))  # type: ignore[arg-type]
-    plain(f"written: {settings.output_dir}/{who}")
+    trained = f"{settings.output_dir}/{who}"
+    plain(f"written: {trained}")
+    _next("refine", "evaluate", folder, f"--{who}", trained, *_settings(config, overrides, flag=True))
+
+
+def _settings(config: Path | None, given: list[str] | None, *, flag: bool = False) -> list[str | Path]:
+    """The same settings for the next command, which takes them with --set where flag is true."""
+    again = [x for setting in given or [] for x in (["--set", setting] if flag else [setting])]
+    return [*(["--config", config] if config else []), *again]
+
+
+def _next(*words: str | Path) -> None:
+    plain(f"next: {shlex.join(['safe-rlhf-v', *map(str, words)])}")
 
 
 @app.command()
@@ -129,6 +143,11 @@ def evaluate(
     if output is not None:
         write_json(output, found)
         plain(f"written: {output}")
+    if student or teacher:
+        talker = ["--student", student or "STUDENT", *(["--teacher", teacher] if teacher else [])]
+        _next("refine", "dialogues", "FOLDER", *talker, *_settings(config, set_, flag=True))
+    else:
+        _next("refine", "train", "student", "--dialogues", dialogues, *_settings(config, set_))
 
 
 @app.command()

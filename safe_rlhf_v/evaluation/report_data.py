@@ -143,6 +143,7 @@ class GuardRound(_Metrics):
 
     unsafe_rate: what the JUDGE calls unsafe of the `given` answers, None where every one was refused. gave_up_rate:
     refused by the guard, of all `prompts`. harmless_refused_rate: the same of `harmless_prompts`, all of it needless.
+    not_judged: prompts of both that the guard could not judge, which it refuses.
     """
 
     round: Annotated[int, Field(ge=0)]
@@ -152,6 +153,7 @@ class GuardRound(_Metrics):
     given: Annotated[int, Field(ge=0)] | None = None
     prompts: Annotated[int, Field(ge=0)] | None = None
     harmless_prompts: Annotated[int, Field(ge=0)] | None = None
+    not_judged: Annotated[int, Field(ge=0)] | None = None
 
 
 class Example(_Part):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
+from beavertails_v.report import without_place
 from beavertails_v.schema import Comparison, LabelledResponse, Prompt
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.models.processing import Encoder, EncodingError
@@ -50,6 +51,7 @@ class LeftOut:
 def left_out_at(data: Any, i: int, prompt: Prompt, reason: str, detail: str) -> LeftOut:
     """Row i of a data set by the file, row and split it came from."""
     file, row = data.origin(i) if hasattr(data, "origin") else ("", i)
+    detail = without_place(detail, file, row)
     return LeftOut(row, prompt.id, reason, detail, str(file), getattr(getattr(data, "report", None), "split", ""))
 
 

@@ -37,6 +37,7 @@ from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.arguments import MAY_DIFFER, OnlineArguments
 from safe_rlhf_v.training.guidance import BoundWatch, describe, summary, threshold_guidance
 from safe_rlhf_v.training.optimization import Demonstrations, Updater, trained_networks
+from safe_rlhf_v.training.records import TimeLeft
 from safe_rlhf_v.training.runtime import (
     MetricsLog,
     NotFinite,
@@ -126,6 +127,7 @@ class OnlineTrainer:
         """
         self._start(resume_from_checkpoint)
         metrics_log = MetricsLog(self.output_dir / "metrics.jsonl", self.step) if self._is_main else None
+        self.left = TimeLeft(self.step)
         bar = tqdm(total=self.args.max_steps, initial=self.step, desc="policy", unit="rollout", disable=self._no_bar)
         while self.step < self.args.max_steps:
             started = time.perf_counter()
@@ -199,7 +201,9 @@ class OnlineTrainer:
             shown = {name: f"{metrics[name]:.3g}" for name in ("reward", "cost", "multiplier", "kl")}
             bar.set_postfix(shown)
             if bar.disable and self._talks:
-                print(f"step {self.step}: " + "  ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+                said = [f"{name} {value}" for name, value in shown.items()]
+                said += filter(None, [self.left(self.step, self.args.max_steps)])
+                print(f"step {self.step} of {self.args.max_steps}: {'  '.join(said)}", flush=True)
 
     def save(self) -> None:
         """Write checkpoint-<step>: everything the next steps depend on. Whole, or not there at all."""

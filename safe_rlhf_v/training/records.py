@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,29 @@ class MetricsFile(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+class TimeLeft:
+    """Time to the end of a run, by the mean of the steps since it began or went on at `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.started = step, time.monotonic()
+
+    def __call__(self, step: int, total: int) -> str:
+        """`02:05 left`; nothing before a step was made, and at the last."""
+        if not self.step < step < total:
+            return ""
+        a_step = (time.monotonic() - self.started) / (step - self.step)
+        return f"{tqdm.format_interval(a_step * (total - step))} left"
+
+
 class ProgressBar(TrainerCallback):
-    """A bar on a terminal, elsewhere a line every logging_steps; and where a run goes on."""
+    """A bar on a terminal, elsewhere a line every logging_steps with the time left; and where a run goes on."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.left = TimeLeft(state.global_step)
         off = None if state.is_world_process_zero else True  # None: off unless a terminal
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", disable=off)
         if state.global_step and state.is_world_process_zero:
@@ -54,8 +70,9 @@ class ProgressBar(TrainerCallback):
         shown = {k: f"{logs[k]:.3g}" for k in ("loss", "accuracy") if k in logs}
         self.bar.set_postfix(shown, refresh=False)
         if self.bar.disable and state.is_world_process_zero:
-            said = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"{self.name} step {state.global_step} of {state.max_steps}: {said}", flush=True)
+            said = [f"{name} {value}" for name, value in shown.items()]
+            said += filter(None, [self.left(state.global_step, state.max_steps)])
+            print(f"{self.name} step {state.global_step} of {state.max_steps}: {'  '.join(said)}", flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

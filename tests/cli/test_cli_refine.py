@@ -63,7 +63,8 @@ def test_dialogues_training_and_figures(folder: Path) -> None:
     assert {d.source for d in found} == {"free/blind"}
 
     for who in ("student", "teacher"):
-        assert "written" in ok("refine", "train", who, "--dialogues", made, *config)
+        said = ok("refine", "train", who, "--dialogues", made, *config)
+        assert "written" in said and f"next: safe-rlhf-v refine evaluate {made} --{who} {folder}/run/{who}" in said
         measured = json.loads((folder / "run" / who / "done.json").read_text())["measured"]
         assert measured["steps"] == 2
         assert 40 <= measured["dialogues"] < 60
@@ -73,7 +74,8 @@ def test_dialogues_training_and_figures(folder: Path) -> None:
     assert "refinement.first_turns (all then, none now)" in changed
 
     trained = ("--student", folder / "run" / "student", "--teacher", folder / "run" / "teacher")
-    ok("refine", "dialogues", folder / "trained", *trained, "--split", "evaluation", *config)
+    said = ok("refine", "dialogues", folder / "trained", *trained, "--split", "evaluation", *config)
+    assert f"next: safe-rlhf-v refine train student --dialogues {folder / 'trained'} --config" in said
     figures = folder / "figures.json"
     ok("refine", "evaluate", folder / "trained", "--baseline", made, "-o", figures, *config)
     free = json.loads(figures.read_text())

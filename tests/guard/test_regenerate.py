@@ -1,13 +1,16 @@
 """The loop on scripted policies and guards: exact rounds, give-ups, nothing lost."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import safe_rlhf_v.cli
+from beavertails_v.images import Picture
 from beavertails_v.schema import Prompt, Severity
 from guard.classifier import Guard as RealGuard
 from guard.regenerate import GenerativePolicy, Transcript, regenerate, safety_by_round
@@ -172,6 +175,27 @@ def test_degraded_verdict_refuses() -> None:
 
     (found,) = regenerate(Script(), Broken(), prompts("0"), judge_query=False)
     assert found.outcome == "response_refused" and found.answer == found.refusal
+
+
+def test_a_prompt_that_the_guard_cannot_take_ends_no_other(
+    guard: RealGuard, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its file is gone: that one is refused with the reason, and counted; so with a question never judged."""
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "there.png")
+    pictures = [(Picture.from_path(tmp_path / name),) for name in ("there.png", "gone.png")]
+    asked = [Prompt(text="what is this ?", images=p) for p in pictures] + prompts("and this ?")
+    policy = lambda rows: ["a cat ." for _ in rows]  # noqa: E731
+    for judge_query in (True, False):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "guard.regenerate"):
+            found = regenerate(policy, guard, asked, 1, judge_query=judge_query)
+        assert [t.not_judged is None for t in found] == [True, False, True]
+        assert "gone.png" in str(found[1].not_judged) and found[1].answer == found[1].refusal
+        assert found[1].outcome == ("query_refused" if judge_query else "response_refused")
+        assert "could not judge 1 of 3 prompts and refused: 'what is this ?'" in caplog.text
+        assert found[1].to_dict()["not_judged"] == found[1].not_judged
+        rounds = safety_by_round(found[:2], lambda *_: False, 1, found[2:])
+        assert [row["not_judged"] for row in rounds] == [1, 1]
 
 
 def test_policy_must_answer_every_prompt() -> None:

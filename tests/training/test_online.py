@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -347,8 +348,9 @@ def test_guidance_changes_nothing_and_says_where_the_costs_stand(tmp_path: Path)
 def test_guidance_and_summary_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(tmp_path, max_steps=2, disable_tqdm=False).train()
     shown = capsys.readouterr().out
-    for words in ("threshold d = -0.20", "step 1: reward", "multiplier", "first", "last"):
+    for words in ("threshold d = -0.20", "step 1 of ", "multiplier", "first", "last"):
         assert words in shown
+    assert re.search(r"step 1 of 2: reward .*  00:0\d left\n", shown)
 
 
 @pytest.mark.parametrize("name", ["rewards", "costs"])

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +217,7 @@ def test_killed_run_resumes_bit_for_bit(
     resumed = run(tmp_path / "killed")()
     said = capsys.readouterr().out
     assert f"{stage}: resumed at step 5 of 12" in said and f"{stage} step 8 of 12: loss" in said
+    assert re.search(rf"{stage} step 8 of 12: .*  \d\d:\d\d left\n", said) and not re.search("12 of 12: .* left", said)
     assert steps == [5, 6, 7, 8, 9, 10, 11]  # went on, did not start again
     name = "adapter/adapter_model.safetensors" if stage == "sft" else "adapter_model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()

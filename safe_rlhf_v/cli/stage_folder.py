@@ -190,7 +190,7 @@ def _refuse_other(folder: Path, wanted: Mapping[str, Any]) -> None:
     file = folder / STAGE
     if not file.is_file():
         return
-    before = _read(file, "with which settings it was made is not known")
+    before = _read(file, "with which settings it was made is not known; choose another output_dir")
     for key in (key for key in wanted if key.endswith(MADE) and key in before and before[key] != wanted[key]):
         raise SettingsError(_other_files(folder, key.removesuffix(MADE), before[key], wanted))
     same = {key for key in wanted if key + MADE in wanted and before.get(key + MADE) == wanted[key + MADE]}  # moved

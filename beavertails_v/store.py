@@ -222,18 +222,20 @@ def _pictures(
 
 #: Other kinds of file, and how to make one that is read.
 _CONVERSIONS = {
-    ".csv": "load_dataset('csv', data_files={name!r}, split='train').to_json('train.jsonl')",
-    ".tsv": "load_dataset('csv', data_files={name!r}, delimiter='\\t', split='train').to_json('train.jsonl')",
-    ".json": "load_dataset('json', data_files={name!r}, split='train').to_json('train.jsonl')",
-    ".arrow": "Dataset.from_file({name!r}).to_parquet('train.parquet')",
-    ".tar": "load_dataset('webdataset', data_files={name!r}, split='train').to_parquet('train.parquet')",
+    ".csv": "load_dataset('csv', data_files={name!r}, split='train').to_json({own!r})",
+    ".tsv": "load_dataset('csv', data_files={name!r}, delimiter='\\t', split='train').to_json({own!r})",
+    ".json": "load_dataset('json', data_files={name!r}, split='train').to_json({own!r})",
+    ".arrow": "Dataset.from_file({name!r}).to_parquet({train!r})",
+    ".tar": "load_dataset('webdataset', data_files={name!r}, split='train').to_parquet({train!r})",
 }
 
 
 def conversion(name: str) -> str | None:
-    """One line of Python that makes a file of another kind readable here; None for a kind that is not known."""
-    call = _CONVERSIONS.get(Path(name).suffix)
-    return call and f"from datasets import Dataset, load_dataset; {call.format(name=name)}"
+    """One line of Python that makes a file of another kind readable where it lies; None for a kind not known."""
+    path = Path(name)  # beside it, where its rows' names of pictures are right: train.csv becomes train.jsonl
+    targets = {"own": str(path.with_suffix(".jsonl")), "train": str(path.with_name("train.parquet"))}
+    call = _CONVERSIONS.get(path.suffix)
+    return call and f"from datasets import Dataset, load_dataset; {call.format(name=name, **targets)}"
 
 
 def open_part(path: Path) -> Part:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_files import official_row, png, write_jsonl, write_parquet
+from datasets import Dataset, DatasetDict, config
 
 from beavertails_v import ExportError, Response, SchemaError, SourceError, load_comparisons, write_beavertails_v
 from beavertails_v.locate import splits
@@ -294,3 +295,42 @@ def test_a_broken_map_names_itself_and_its_field(tmp_path: Path, old: str, new: 
         load_comparisons(write_jsonl(tmp_path / "x.jsonl", [ROW]), columns=tmp_path / "own.yaml")
     with pytest.raises(SourceError, match="no such file"):
         load_comparisons(tmp_path / "x.jsonl", columns=tmp_path / "none.yaml")
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    (folder / "a.png").write_bytes(png(1))
+    return [official_row(n, image="a.png") for n in range(3)]
+
+
+def as_csv(folder: Path) -> None:
+    Dataset.from_list(rows_of(folder)).to_csv(folder / "train.csv")
+
+
+def as_tsv(folder: Path) -> None:
+    Dataset.from_list(rows_of(folder)).to_csv(folder / "train.tsv", sep="\t")
+
+
+def as_list(folder: Path) -> None:
+    (folder / "train.json").write_text(json.dumps(rows_of(folder)))
+
+
+def as_saved(folder: Path) -> None:
+    DatasetDict(train=Dataset.from_list([official_row(n) for n in range(3)])).save_to_disk(folder)
+
+
+@pytest.mark.parametrize("write", [as_csv, as_tsv, as_list, as_saved])
+def test_what_is_said_of_other_formats_converts_them(
+    tmp_path: Path, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of Python, run as it is printed and wherever one stands, makes a folder that is read."""
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "d"
+    folder.mkdir()
+    write(folder)
+    with pytest.raises(SourceError, match="in Python: ") as refused:
+        load_comparisons(folder)
+    exec(str(refused.value).partition("in Python: ")[2], {})
+    found = load_comparisons(folder)
+    assert len(found) == 3 and found[2].prompt.images[0].load().size == (8, 8)
+    assert [(x.more_helpful, x.safer) for x in found] == [(1, 0)] * 3

@@ -32,6 +32,7 @@ OF_FILES = {
     ("builtins", "UnicodeDecodeError"): "a file is not UTF-8 text",
     ("builtins", "UnicodeEncodeError"): "a text cannot be written as UTF-8",
     ("builtins", "FloatingPointError"): "",
+    ("builtins", "EOFError"): "a file ends too early",
     ("builtins", "MemoryError"): "out of memory",
     ("json", "JSONDecodeError"): "a file is not JSON, or was cut short",
     ("yaml", "YAMLError"): "a file is not YAML",

@@ -190,7 +190,7 @@ def test_a_prompt_that_the_guard_cannot_take_ends_no_other(
         with caplog.at_level(logging.WARNING, "guard.regenerate"):
             found = regenerate(policy, guard, asked, 1, judge_query=judge_query)
         assert [t.not_judged is None for t in found] == [True, False, True]
-        assert "gone.png" in str(found[1].not_judged) and found[1].answer == found[1].refusal
+        assert "the picture cannot be read" in str(found[1].not_judged) and found[1].answer == found[1].refusal
         assert found[1].outcome == ("query_refused" if judge_query else "response_refused")
         assert "could not judge 1 of 3 prompts and refused: 'what is this ?'" in caplog.text
         assert found[1].to_dict()["not_judged"] == found[1].not_judged

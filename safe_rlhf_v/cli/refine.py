@@ -104,7 +104,8 @@ def _train(who: str, folder: Path, config: Config, overrides: Overrides, overwri
 def _settings(config: Path | None, given: list[str] | None, *, flag: bool = False) -> list[str | Path]:
     """The same settings for the next command, which takes them with --set where flag is true."""
     again = [x for setting in given or [] for x in (["--set", setting] if flag else [setting])]
-    return [*(["--config", config] if config else []), *again]
+    where: list[str | Path] = ["--config", config] if config else []
+    return [*where, *again]
 
 
 def _next(*words: str | Path) -> None:

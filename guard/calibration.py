@@ -16,6 +16,7 @@ from torch import Tensor
 
 from guard import losses
 from guard.metrics import binary_calibration, severity_calibration
+from safe_rlhf_v.models.weights import DamagedFile, read_json
 
 HEADS = ("query", "response", "severity", "category")
 _LOG_T_BOUND = math.log(20.0)
@@ -72,10 +73,12 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        row = json.loads(Path(path).read_text(encoding="utf-8"))
+        row = read_json(Path(path))
+        if not isinstance(row, dict) or not {"id", "temperatures", "weights", "report"} <= row.keys():
+            raise DamagedFile(f"{path} holds no calibration of a guard: copy it from where the guard was trained")
         made = cls(temperatures=row["temperatures"], weights=row["weights"], report=row["report"])
         if made.id != row["id"]:
-            raise ValueError(f"{path}: field 'id' is {row['id']!r} but the contents give {made.id!r}; calibrate again")
+            raise DamagedFile(f"{path}: field 'id' is {row['id']!r} but the contents give {made.id!r}; calibrate again")
         return made
 
 

@@ -29,6 +29,7 @@ from guard.types import Kind, Verdict, fail_closed
 from safe_rlhf_v.models.backbone import encode_images
 from safe_rlhf_v.models.processing import Encoder, collate, load_processor, stack_responses
 from safe_rlhf_v.models.vision_cache import VisionCache
+from safe_rlhf_v.models.weights import DamagedFile, read_json
 from safe_rlhf_v.types import Inputs, Responses
 
 SPEC_FILE, CALIBRATION_FILE, POLICY_FILE = "guard.json", "calibration.json", "policy.yaml"
@@ -290,8 +291,7 @@ class Guard:
         folder = Path(folder)
         if not (folder / SPEC_FILE).is_file():
             raise FileNotFoundError(f"{folder} has no {SPEC_FILE}: it is not a saved guard")
-        saved = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
-        spec = GuardSpec(**saved | {"categories": tuple(saved["categories"]), "kinds": tuple(saved["kinds"])})
+        spec = _spec(folder / SPEC_FILE)
         model = cast(GuardModel, GuardModel.from_pretrained(folder, base, **load))
         if device is not None:
             model.to(device)
@@ -299,9 +299,18 @@ class Guard:
             policy = Policy.load(folder / POLICY_FILE if policy is None else policy, spec.categories)
         calibration = Calibration.load(folder / CALIBRATION_FILE)
         if calibration.weights and calibration.weights != weights_hash(model):
-            raise ValueError(f"{folder / CALIBRATION_FILE} was fitted for other weights than these; calibrate again")
+            raise DamagedFile(f"{folder / CALIBRATION_FILE} was fitted for other weights than these; calibrate again")
         encoder = Encoder(load_processor(folder), config=model.backbone.config)
         return cls(model, encoder, spec, policy, calibration, batch_size=batch_size)
+
+
+def _spec(file: Path) -> GuardSpec:
+    """What the guard judges. Raises DamagedFile."""
+    saved = read_json(file)
+    try:
+        return GuardSpec(**saved | {"categories": tuple(saved["categories"]), "kinds": tuple(saved["kinds"])})
+    except (TypeError, KeyError) as error:
+        raise DamagedFile(f"{file} is not what a trained guard holds ({error}): copy it from there") from None
 
 
 def _kind(reply: object) -> Kind:

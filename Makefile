@@ -1,6 +1,6 @@
 # One command on a bare machine: `make quickstart` or `make test`. Needs only Python 3.11-3.13 and a package index.
 SHELL := /bin/bash
-.PHONY: help quickstart test test-numerics check install clean
+.PHONY: help quickstart test test-numerics check docs dist dist-check install clean
 
 # The pinned set is tested on 3.11, so that comes first. Another one: make test PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -22,6 +22,9 @@ help:
 	@echo "make test         run the tests (TESTS=tests/cli picks some, WORKERS=4 runs more at once)"
 	@echo "make test-numerics   the numerical tests again, on the processor's oldest instructions and with seeds shifted by SHIFT"
 	@echo "make check        ruff and mypy"
+	@echo "make docs         the docs as a site, in build/site; broken links and names are errors"
+	@echo "make dist         source archive and wheel, in dist/"
+	@echo "make dist-check   init and a tiny quickstart from the wheel, in an empty folder"
 	@echo "make install      only set up $(VENV)"
 	@echo "make clean        remove $(VENV), caches and build output"
 
@@ -37,6 +40,25 @@ test-numerics: $(STAMP)
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# The site's sources lie as they do in the repository, so one relative link holds here and there.
+docs: $(VENV)/.docs
+	rm -rf build/site build/site-source && mkdir -p build/site-source
+	for name in README.md CHANGELOG.md CONTRIBUTING.md LICENSE docs examples configs safe_rlhf_v; do \
+		ln -s ../../$$name build/site-source/$$name; done
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict -f docs/mkdocs.yml
+	@echo "open build/site/index.html, or with its search: $(VENV)/bin/python -m http.server -d build/site"
+
+dist: $(VENV)/.dist
+	rm -rf dist && $(VENV)/bin/python -m build --no-isolation
+
+dist-check: dist
+	bash .ci/dist-check $(VENV) dist/*.whl
+
+# What only these two need is installed when they are asked for.
+$(VENV)/.docs $(VENV)/.dist: $(VENV)/.%: $(STAMP)
+	$(PIP) install --quiet -c constraints.txt -e ".[$*]"
+	@touch $@
 
 install: $(STAMP)
 

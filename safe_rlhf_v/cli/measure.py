@@ -2,7 +2,7 @@
 
 Reads the folder's run.yaml and plan.json, answers every evaluation prompt `evaluation.samples` times, has the answers
 judged (by the picture world's oracle where the data is of that world) and scored by the reward and cost model, and
-writes answers.parquet and measured.json.
+writes answers.parquet, measured.json and left_out.jsonl, the prompts that are not answered.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ from safe_rlhf_v.config import Settings, load_settings
 from safe_rlhf_v.evaluation.comparison import RUN_FIELDS, answer_table
 from safe_rlhf_v.evaluation.run import collect
 from safe_rlhf_v.files import replacing
-from safe_rlhf_v.training.encode import encodable
+from safe_rlhf_v.training.encode import dropped, encodable, write_left_out
 
 
 def measure(folder: Path) -> None:
     """Writes answers.parquet, then measured.json; a run whose stage made no model is written down as such."""
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     settings = load_settings(folder / "run.yaml")
-    world = Truth(build.comparisons(settings, "evaluation").prompts())
+    data = build.comparisons(settings, "evaluation")
+    world = Truth(data.prompts())
     scorer = Scoring(str(settings.policy.reward_model), str(settings.policy.cost_model), settings)
     judge = world.judge(scorer, None)
     found = Path(plan["model"], "config.json").is_file() or not Path(plan["model"]).is_dir()
     if found:
         policy = Answering(plan["model"], settings)
-        prompts, _ = encodable(world.prompts, policy.encoder, thorough=True)
+        prompts, left_out = encodable(world.prompts, policy.encoder, data, thorough=True)
+        write_left_out(folder / "left_out.jsonl", dropped(data) + left_out)
         torch.manual_seed(settings.seed)
         batch, samples = policy.batch_size, settings.evaluation.samples
         answers = collect(policy, prompts, judge, samples, scorer=scorer, batch_size=batch, label=str(folder))

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
 from safe_rlhf_v.models.adapters import CONFIG_FILE, LoraSettings, adapter_parameters, add_lora
 from safe_rlhf_v.models.collation import alike, in_order, join
@@ -77,7 +77,7 @@ def load_backbone(
         options["quantization_config"] = _quantization(quantization, dtype)
         options["device_map"] = {"": process_state().device if device is None else device}
     options = {"dtype": to_dtype(dtype)} | {k: v for k, v in options.items() if v is not None}
-    weight_shapes(path)
+    require_fitting(path, weight_shapes(path))
     with reading(path, "not a vision-language model that transformers can load"):
         model = AutoModelForImageTextToText.from_pretrained(path, **options)
     if (kind := model.config.model_type) in UNJOINABLE:
@@ -230,6 +230,25 @@ def _adapter_config(path: str | Path) -> dict[str, Any] | None:
         return dict(read_json(file)) if file.is_file() else None
     except (DamagedFile, TypeError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: copy or fetch it again ({error})") from None
+
+
+def require_fitting(path: str | Path, shapes: Mapping[str, list[int]]) -> None:
+    """Raises ModelError where the embedding in the files of weights has another shape than config.json says.
+
+    Read before anything is allocated: where a section of config.json is missing, transformers takes one of a far
+    larger model. shapes: of the weights, by name.
+    """
+    found = [shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight") and len(shape) == 2]
+    if not found:
+        return
+    with reading(path, "not a vision-language model that transformers can load"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code()).get_text_config()
+        wanted = [int(config.vocab_size), int(config.hidden_size)]
+    if wanted not in found:
+        raise ModelError(
+            f"{path}: config.json says that the embedding is {wanted[0]} x {wanted[1]}, and in the weights it is "
+            f"{found[0][0]} x {found[0][1]}: take config.json and weights of one model"
+        )
 
 
 def chain(path: str | Path) -> list[str | Path]:

@@ -8,23 +8,33 @@ from PIL import Image
 
 from beavertails_v.images import Picture
 from beavertails_v.schema import Prompt
-from safe_rlhf_v.models.backbone import chain
+from safe_rlhf_v.models.backbone import chain, require_fitting
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.models.weights import weight_shapes
+
+QUESTION = "what is this ?"
 
 
 def preflight(path: str | Path, prompt: Prompt | None = None) -> Encoder:
     """Loads the processor, renders a prompt and reads the headers of the weights; returns the encoder.
 
-    prompt: one of the data; without it, a question about a grey picture. Raises ModelError for weights that are not
-    whole, a processor or chat template that is missing or broken, and tokens beyond the embedding.
+    prompt: one of the data, that is rendered beside a question about a grey picture. Raises ModelError for weights that
+    are not whole or of another shape than config.json says, a processor or chat template that is missing, broken or
+    drops the question, and tokens beyond the embedding.
     """
     shapes: dict[str, list[int]] = {}
-    for folder in chain(path):
+    for folder in (folders := chain(path)):
         shapes |= weight_shapes(folder)
+    require_fitting(folders[-1], shapes)
     encoder = Encoder(load_processor(path))
-    encoder.render(prompt or Prompt(text="what is this ?", images=(Picture.from_pil(Image.new("RGB", (64, 64))),)))
+    if QUESTION not in encoder.render(Prompt(text=QUESTION, images=(Picture.from_pil(Image.new("RGB", (64, 64))),))):
+        raise ModelError(
+            f"{path}: what its chat template makes of a prompt lacks the question; copy chat_template.jinja from the "
+            "model it was made of"
+        )
+    if prompt is not None:
+        encoder.render(prompt)
     rows = [shape[0] for name, shape in shapes.items() if name.endswith("embed_tokens.weight")]
     last = max(encoder.tokenizer.get_vocab().values())
     if rows and last >= max(rows):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import ProcessorMixin
@@ -21,6 +22,7 @@ TRUST = "SAFE_RLHF_V_TRUST_REMOTE_CODE"
 # what reading a user's files raises: of the system, of a damaged JSON or text (ValueError), of values of another kind
 FAULTS = (
     OSError, ValueError, TypeError, ImportError, KeyError, AttributeError, RuntimeError, SafetensorError, TemplateError,
+    StrictDataclassError,
 )  # fmt: skip
 
 

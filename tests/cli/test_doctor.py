@@ -165,4 +165,4 @@ def test_accelerate_takes_its_configurations(path: Path) -> None:
 
     settings = load_config_from_file(str(path))
     assert str(settings.distributed_type).rpartition(".")[2] == yaml.safe_load(path.read_text())["distributed_type"]
-    assert settings.num_processes == 8 * settings.num_machines
+    assert settings.num_processes == ("gpu" if settings.num_machines == 1 else 8 * settings.num_machines)

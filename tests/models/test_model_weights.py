@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.preflight import preflight
 from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.models.weights import DamagedFile, read_torch, require_whole, weight_shapes
@@ -43,6 +45,11 @@ def sharded(folder: Path, index: str) -> None:
     (folder / "model.safetensors.index.json").write_text(index)
 
 
+def said(folder: Path, key: str, value: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pointer": (lambda m: weights(m).write_text(POINTER), "model.safetensors is a git-lfs pointer.*git lfs pull"),
     "cut": (lambda m: cut(weights(m)), r"model.safetensors is cut short.*20,000 of"),
@@ -55,6 +62,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "index of nothing": (lambda m: sharded(m, "[]"), "has no weight_map"),
     "index empty": (lambda m: sharded(m, ""), "index.json is empty"),
     "config empty": (lambda m: (m / "config.json").write_text(""), "model"),
+    "config without a text section": (lambda m: said(m, "text_config", None), "embedding is .* x .* in the weights"),
+    "config of words": (lambda m: said(m, "text_config", "x"), "not a vision-language model"),
     "config of no model": (lambda m: (m / "config.json").write_text("[]"), "model"),
 }  # fmt: skip
 
@@ -75,6 +84,14 @@ def test_a_damaged_processor_is_one_sentence(model: Path, file: str, content: st
     with pytest.raises(ModelError) as error:
         load_processor(model)
     assert "\n" not in str(error.value) and str(model) in str(error.value)
+
+
+@pytest.mark.parametrize("template", ["hello", "{% for m in messages %}{{ m.role }}{% endfor %}"])
+def test_a_chat_template_that_drops_the_question_is_refused(model: Path, template: str) -> None:
+    preflight(model)
+    (model / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match="lacks the question"):
+        preflight(model)
 
 
 def test_a_missing_package_is_asked_for(model: Path) -> None:

@@ -177,7 +177,8 @@ def trainer(roles: Roles, work: Work, folder: Path, *, critics: bool, scorer: An
     )  # fmt: skip
     args = OnlineArguments(output_dir=folder, **(arguments | changes))
     algorithm: Any = PPOLag() if critics else GroupLag()
-    return OnlineTrainer(roles, algorithm, LogDual(0.1, 1.0, 5.0), make_prompts(work, work.prompts * 4), args, scorer)
+    constraint = algorithm.constraint(LogDual(0.1, 1.0, 5.0))
+    return OnlineTrainer(roles, algorithm, constraint, make_prompts(work, work.prompts * 4), args, scorer)
 
 
 class Clock:

@@ -95,11 +95,16 @@ def lengths(base: Path) -> memory.Lengths:
 
 def measure(case: str, folder: Path) -> Measured:
     """Run one case in this process."""
+    from safe_rlhf_v.cli import build
+
     stage, overrides = CASES[case]
     base = base_model(folder / "base")
     settings = settings_of(base, folder / "run", overrides)
     at = lengths(base)
-    predicted = memory.policy(settings, base, at) if stage == "policy" else memory.supervised(settings, stage, base, at)
+    if stage == "policy":
+        predicted = memory.policy(settings, base, at, critics=build.needs_critics(settings))
+    else:
+        predicted = memory.supervised(settings, stage, base, at)
     run = _policy if stage == "policy" else _supervised
     before = _resident()
     tensors = run(settings, stage, base, folder)
@@ -142,7 +147,7 @@ def _policy(settings: Settings, stage: str, base: Path, folder: Path) -> int:
     roles.encoder.eos_id = -1  # answers run to the limit, as the prediction has them
     prompts = [pair.prompt for pair in pairs(8)]
     arguments = build.online_arguments(settings, folder / "policy")
-    trainer = OnlineTrainer(roles, build.algorithm(settings, 0.0), build.dual(settings), prompts, arguments)
+    trainer = OnlineTrainer(roles, build.algorithm(settings, 0.0), build.constraint(settings, 0.0), prompts, arguments)
     models = roles.models.values() if settings.policy.roles == "separate" else [roles.backbone]
     with Allocations(held=_tensors(models)) as seen:
         trainer.train()

@@ -1,32 +1,69 @@
-"""What the threshold bounds: the mean cost, an upper confidence bound on it, or the mean of its worst share.
+"""What the threshold bounds: the mean cost, an upper bound on it, the mean of its worst share, or what is above 0.
 
-A measure maps costs (B,) to costs (B,) of the same policy gradient as the bounded statistic, given the known costs
-(n,) of the same policy. mean(measure(known, known)) IS the statistic. So any algorithm whose violation is a mean cost
-minus d, and whose advantages are made of costs, works with any measure and knows none; and a measure has no state of
-its own, since the known costs are the window that a checkpoint holds.
+A measure is fitted once a rollout to the known costs of the policy, and gives two functions of costs: what stands at
+the end of a response in place of its cost, of the same policy gradient as the bounded statistic, and what the statistic
+is the mean of. So an algorithm whose advantages are made of costs works with any measure and knows none; and a measure
+has no state of its own, since the known costs are the window that a checkpoint holds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, get_args
 
+import torch
 from torch import Tensor
+
+from safe_rlhf_v.advantages import leave_one_out
+
+
+class Fitted(NamedTuple):
+    """A measure that knows the costs of the window. N prompts, G samples each.
+
+    measured: (N, G) costs to (N, G) terminal costs. bounded: (N, G) costs to what the threshold bounds the mean of,
+    (N, G) or (N,). flat: whether all known costs are measured alike though they differ, so that no answer is worse than
+    another.
+    """
+
+    measured: Callable[[Tensor], Tensor]
+    bounded: Callable[[Tensor], Tensor]
+    flat: bool = False
 
 
 class CostMeasure(Protocol):
-    """costs: (B,) of this rollout; known: (n,) of all ranks and of the window. Returns (B,)."""
+    """samples: of a prompt, the fewest that it can be taken of; above 1 it is of the prompt's mean. words: its name in
+    a report; None for the mean cost.
+    """
 
-    def __call__(self, costs: Tensor, known: Tensor) -> Tensor: ...
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def words(self) -> str | None: ...
+
+    def fit(self, known: Tensor) -> Fitted:
+        """known: (n,) costs of all ranks and of the window."""
+        ...
+
+
+def _same(costs: Tensor) -> Tensor:
+    return costs
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
     """E[c]."""
 
-    def __call__(self, costs: Tensor, known: Tensor) -> Tensor:
-        return costs
+    samples: ClassVar[int] = 1
+    words: ClassVar[str | None] = None
+
+    def fit(self, known: Tensor) -> Fitted:
+        return Fitted(_same, _same)
+
+
+MEAN = Mean()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +76,26 @@ class HighConfidence:
     """
 
     kappa: float = 0.1
+    samples: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not self.kappa >= 0:
             raise ValueError(f"HighConfidence: kappa {self.kappa} must not be below 0")
 
-    def __call__(self, costs: Tensor, known: Tensor) -> Tensor:
+    @property
+    def words(self) -> str:
+        return f"mean cost plus {self.kappa:g} standard deviations"
+
+    def fit(self, known: Tensor) -> Fitted:
         mean, sigma = known.double().mean(), known.double().std(correction=0)
         if sigma <= 1e-6 * known.abs().max():  # equal costs: no spread to be pessimistic about
-            return costs
-        spread = ((costs.double() - mean) ** 2 + sigma**2) / (2 * sigma)
-        return (costs + self.kappa * spread).to(costs.dtype)
+            return MEAN.fit(known)
+
+        def measured(costs: Tensor) -> Tensor:
+            spread = ((costs.double() - mean) ** 2 + sigma**2) / (2 * sigma)
+            return (costs + self.kappa * spread).to(costs.dtype)
+
+        return Fitted(measured, measured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +107,72 @@ class CVaR:
     """
 
     alpha: float = 0.9
+    samples: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < 1:
             raise ValueError(f"CVaR: alpha {self.alpha} is outside [0, 1); 0.9 means the worst tenth")
 
-    def __call__(self, costs: Tensor, known: Tensor) -> Tensor:
+    @property
+    def words(self) -> str:
+        return f"mean cost of the worst {1 - self.alpha:.0%} of answers"
+
+    def fit(self, known: Tensor) -> Fitted:
         if self.alpha == 0:
-            return costs
+            return MEAN.fit(known)
+        ordered = known.double().sort().values
         # the smallest cost with at least a share alpha at or under it
-        eta = known.double().sort().values[max(math.ceil(self.alpha * len(known) - 1e-9), 1) - 1]
-        return (eta + (costs.double() - eta).clamp(min=0) / (1 - self.alpha)).to(costs.dtype)
+        eta = ordered[max(math.ceil(self.alpha * len(known) - 1e-9), 1) - 1]
+
+        def measured(costs: Tensor) -> Tensor:
+            return (eta + (costs.double() - eta).clamp(min=0) / (1 - self.alpha)).to(costs.dtype)
+
+        return Fitted(measured, measured, flat=bool(ordered[0] < eta == ordered[-1]))
+
+
+Form = Literal["rectified", "gated", "per_prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rectified:
+    """E{c + m}^+, m the margin: what stands above -m, for which nothing that stands below pays.
+
+    The terminal cost of form rectified is {c + m}^+. per_prompt: the statistic is E_x {E_y[c | x] + m}^+ over G >= 2
+    samples of a prompt, and the terminal cost (c + m) 1{mean cost of the prompt's OTHER samples + m > 0}. gated: the
+    terminal cost is the cost itself, to be gated by who makes advantages of it. `RePO` says what each converges to.
+    """
+
+    form: Form = "rectified"
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise ValueError(f"Rectified: form {self.form!r} is not one of {', '.join(map(repr, get_args(Form)))}")
+        if not self.margin >= 0:
+            raise ValueError(f"Rectified: margin {self.margin} must not be below 0: a cost above 0 is unsafe")
+
+    @property
+    def samples(self) -> int:
+        return 2 if self.form == "per_prompt" else 1
+
+    @property
+    def words(self) -> str:
+        what = f"{{c + {self.margin:g}}}+" if self.margin else "{c}+"
+        of = "prompt in the mean" if self.form == "per_prompt" else "answer"
+        return f"mean {what}, the cost above {-self.margin if self.margin else 0:g} of every {of},"
+
+    def fit(self, known: Tensor) -> Fitted:
+        measured = {"rectified": self._above, "gated": _same, "per_prompt": self._where_others_are_above}
+        return Fitted(measured[self.form], self._bounded)
+
+    def _above(self, costs: Tensor) -> Tensor:
+        return (costs + self.margin).clamp(min=0)
+
+    def _where_others_are_above(self, costs: Tensor) -> Tensor:
+        above = costs + self.margin
+        of_others = above - leave_one_out(above.flatten(), above.shape[1]).view_as(above)
+        return torch.where(of_others > 0, above, 0.0)
+
+    def _bounded(self, costs: Tensor) -> Tensor:
+        costs = costs.double()
+        return self._above(costs.mean(1) if self.form == "per_prompt" else costs)

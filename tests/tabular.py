@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from torch import Tensor
 
-from safe_rlhf_v.cost_measures import CostMeasure, Mean
+from safe_rlhf_v.cost_measures import MEAN, CostMeasure
+from safe_rlhf_v.duals import fixed
 from safe_rlhf_v.types import Inputs, Responses, Rollout
 
 Table = NDArray[np.float64]
@@ -106,6 +107,13 @@ def rollout_of(problem: Problem, pi: Table, rows: int) -> tuple[Rollout, Tensor]
     return rollout, cells
 
 
+def measured(algorithm: Any, rollout: Rollout, measure: CostMeasure = MEAN) -> Rollout:
+    """The rollout with its costs as the algorithm's constraint measures them."""
+    constraint = algorithm.constraint(fixed(0.0), measure)
+    constraint.observe(rollout.costs.view(-1, rollout.group_size))
+    return replace(rollout, costs=constraint.measured(rollout.costs))
+
+
 def by_cell(values: Tensor, cells: Tensor, shape: tuple[int, int]) -> Table:
     """Mean of (B,) values over the rows of each cell."""
     total = torch.zeros(shape[0] * shape[1], dtype=values.dtype).index_add(0, cells, values)
@@ -142,20 +150,20 @@ def train(
     steps: int = 300,
     rate: float = 0.5,
     rows: int = 1000,
-    measure: CostMeasure = Mean(),  # noqa: B008
+    measure: CostMeasure = MEAN,
 ) -> Trained:
     """The loop of the online trainer with an exact step; rate: that of the natural gradient."""
-    log_pi, state = np.log(problem.reference), dual.init()
+    log_pi, constraint = np.log(problem.reference), algorithm.constraint(dual, measure)
     policies, multipliers, violations = [], [], []
     for _ in range(steps):
         pi = np.exp(log_pi)
         rollout, cells = rollout_of(problem, pi, rows)
-        rollout = replace(rollout, costs=measure(rollout.costs, rollout.costs))
-        violations.append(algorithm.violation(rollout.costs.view(-1, rows)))
-        state = dual.step(state, violations[-1])
-        if algorithm.needs_critics:
+        multiplier, violation = constraint.observe(rollout.costs.view(-1, rows))
+        violations.append(violation)
+        rollout = replace(rollout, costs=constraint.measured(rollout.costs))
+        if algorithm.critics is not None:
             rollout = with_fitted_critics(algorithm, rollout, cells, pi)
-        advantages = algorithm.advantages(rollout, state.value, violations[-1])
+        advantages = algorithm.advantages(rollout, multiplier, violation)
         logps = rollout.logps.clone().requires_grad_()
         algorithm.policy_loss(logps, rollout, advantages)[0].backward()
         assert logps.grad is not None
@@ -163,7 +171,7 @@ def train(
         log_pi = log_pi + rate * direction
         log_pi -= np.log(np.exp(log_pi).sum(-1, keepdims=True))
         policies.append(np.exp(log_pi))
-        multipliers.append(float(state.value))
+        multipliers.append(multiplier)
     half = steps // 2
     mean_pi, mean_multiplier = np.mean(policies[half:], axis=0), float(np.mean(multipliers[half:]))
     return Trained(policies[-1], multipliers[-1], mean_pi, mean_multiplier, violations)

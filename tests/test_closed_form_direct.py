@@ -245,15 +245,16 @@ def ascend(problem: Problem, threshold: float, maximum: float = 20.0, steps: int
     dual_lr: E c falls with slope Var c / beta, and Var c is at most 4.4 for costs within 4.2: 0.4 beta converges.
     """
     algorithm = CDPO(beta=problem.beta, threshold=threshold, dual_lr=0.4 * problem.beta, maximum=maximum)
-    state, logits = algorithm.dual.init(), problem.reference
+    constraint, logits = algorithm.constraint(), problem.reference
     for _ in range(steps):
-        one = algorithm.at(state.value)
+        one = algorithm.at(constraint.multiplier)
         logits = minimise(lambda x, one=one: c_dpo_loss(one, problem, x), logits, tolerance=1e-6)  # type: ignore[misc]
         costs = (logits.softmax(0) * problem.costs).sum()
-        before, state = state.value, algorithm.dual.step(state, algorithm.violation(costs[None]))
-        if abs(state.value - before) < 1e-4:
+        before = constraint.multiplier
+        constraint.observe(costs[None])
+        if abs(constraint.multiplier - before) < 1e-4:
             break
-    return state.value, logits
+    return constraint.multiplier, logits
 
 
 def mean_cost(problem: Problem, lam: float) -> float:

@@ -21,9 +21,9 @@ from safe_rlhf_v.algorithms.p3o import P3O
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
+from safe_rlhf_v.constraint import BoundWatch
 from safe_rlhf_v.cost_measures import CVaR, HighConfidence
 from safe_rlhf_v.duals import AdditiveDual, AugmentedDual, LogDual, PIDDual, bound, fixed
-from safe_rlhf_v.training.guidance import BoundWatch
 
 CLOSE = 1e-2
 RULES = [

@@ -14,7 +14,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 LAYERS = [
     {"types", "config", "config_io", "files"},
     {"tensors"},
-    {"losses", "advantages", "duals", "cost_measures"},
+    {"losses", "advantages", "duals", "cost_measures", "constraint"},
     {"algorithms"},
     {"models", "generation"},
     {"batching", "rollout", "scorers", "training"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"refinement"},
     {"cli"},
 ]
-MATHS = {"tensors", "losses", "advantages", "duals", "cost_measures"}
+MATHS = {"tensors", "losses", "advantages", "duals", "cost_measures", "constraint"}
 
 
 def module(path: Path) -> str:

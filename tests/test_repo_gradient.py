@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tabular import Problem, Table, normalised, rollout_of
+from tabular import Problem, Table, measured, normalised, rollout_of
 from torch import Tensor
 
 from safe_rlhf_v.algorithms.repo import RePO
+from safe_rlhf_v.duals import fixed
 
 SEEDS = range(20)
 
@@ -29,6 +30,7 @@ def direction(algorithm: RePO, problem: Problem, pi: Table, lam: float) -> Tenso
     """(N, K) derivative in the logits that the algorithm follows: pi (A - E A), with critics that are right."""
     rollout, _ = rollout_of(problem, np.full(pi.shape, 1 / pi.shape[1]), pi.shape[1])  # every answer once
     weights = torch.from_numpy(pi)
+    rollout = measured(algorithm, rollout)
     raw = algorithm.advantages(rollout, 0.0)
     fit = lambda x: (weights * x.view(pi.shape)).sum(1, keepdim=True).expand(pi.shape).reshape(-1, 1)  # noqa: E731
     fitted = replace(rollout, reward_values=fit(raw.reward_returns), cost_values=fit(raw.cost_returns))
@@ -124,7 +126,8 @@ def test_per_prompt_of_two_samples_has_every_prompts_exact_direction(seed: int) 
             rows = first.reshape(-1)
             table = Problem(problem.reference[n : n + 1], 0 * problem.rewards[n : n + 1], problem.costs[n : n + 1])
             rollout = pick(table, rows, critic)
-            advantages = RePO(beta=0.0, form="per_prompt", margin=margin).advantages(rollout, 1.0).policy.view(-1, 2)
+            algorithm = RePO(beta=0.0, form="per_prompt", margin=margin)
+            advantages = algorithm.advantages(measured(algorithm, rollout), 1.0).policy.view(-1, 2)
             chance = weights[n][first].prod(1)  # (K^2,)
             step = torch.zeros(k, dtype=torch.float64)
             for j in (0, 1):
@@ -164,5 +167,5 @@ def test_per_prompt_ends_as_the_penalty_of_the_mean_where_the_others_agree() -> 
 def test_the_violation_of_per_prompt_is_too_large_by_at_most_half_a_deviation() -> None:
     # E{mean of G}+ >= {E c}+ by Jensen; c ~ N(0, 1), G = 4: sd of the mean .5, E{mean}+ = .5 / sqrt(2 pi) = .1995
     costs = torch.randn(200_000, 4, generator=torch.Generator().manual_seed(0))
-    got = RePO(form="per_prompt").violation(costs)
+    _, got = RePO(form="per_prompt").constraint(fixed(0.0)).observe(costs)
     assert got == pytest.approx(0.1995, abs=2e-3) and 0 <= got <= 0.25

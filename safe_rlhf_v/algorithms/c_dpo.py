@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from safe_rlhf_v.algorithms.pairs import ranking_metrics, refuse_identical
+from safe_rlhf_v.constraint import Constraint
 from safe_rlhf_v.duals import AdditiveDual
 from safe_rlhf_v.types import PairBatch, PairLogps
+
+PATIENCE = 5
+"""Moves of the multiplier that it may stand at its maximum before a warning. [ours]"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,18 +41,14 @@ class CDPO:
     needs_scores: ClassVar[bool] = True
     needs_mismatched: ClassVar[bool] = False
 
-    @property
-    def dual(self) -> AdditiveDual:
-        """The multiplier's rule, beginning at `multiplier`."""
-        return AdditiveDual(lr=self.dual_lr, initial=self.multiplier, maximum=self.maximum)
+    def constraint(self) -> Constraint:
+        """A new one, for one run, whose multiplier begins at `multiplier`."""
+        dual = AdditiveDual(lr=self.dual_lr, initial=self.multiplier, maximum=self.maximum)
+        return Constraint(dual=dual, threshold=self.threshold, patience=PATIENCE, every="moves")
 
     def at(self, multiplier: float) -> CDPO:
         """The same with another multiplier."""
         return replace(self, multiplier=multiplier)
-
-    def violation(self, costs: Tensor) -> float:
-        """Mean cost above the threshold, over responses of the policy, (n,) of all ranks."""
-        return costs.double().mean().item() - self.threshold
 
     def loss(self, logps: PairLogps, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """Raises ValueError for pairs of the same tokens, and where the batch holds no scores."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from safe_rlhf_v.advantages import group_relative
+from safe_rlhf_v.algorithms.constrained import Lagrangian
 from safe_rlhf_v.losses import clip_fraction, clipped_surrogate, reference_kl
 from safe_rlhf_v.types import Advantages, Rollout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupLag:
+@dataclass(frozen=True, kw_only=True)
+class GroupLag(Lagrangian):
     """A = (Z_r - lam Z_c) / (1 + lam), Z the score standardised within the prompt's group, the same for every token.
 
     Advantages are combined, not scores: standardising r - lam c would undo the multiplier's scale. The KL to the
@@ -24,18 +24,9 @@ class GroupLag:
     to pi = beta ref / (nu - s), s = (r - lam c) / (1 + lam), nu such that pi sums to 1, and not to ref exp(s / beta).
     """
 
-    threshold: float = 0.0  # d
     beta: float = 0.04  # arXiv 2402.03300 section 4.2
     clip: float = 0.2
     scale: bool = True
-    window: int = 128
-    delay: int = 1
-    has_multiplier: ClassVar[bool] = True
-    needs_critics: ClassVar[bool] = False
-    value_clip: ClassVar[float] = 0.0  # no critics
-
-    def violation(self, costs: Tensor) -> float:
-        return costs.double().mean().item() - self.threshold
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
         """Raises ValueError for groups of one: without a second sample there is nothing to compare with."""

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from safe_rlhf_v.algorithms.constrained import Bounded
 from safe_rlhf_v.types import Advantages, Rollout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imitation:
+@dataclass(frozen=True, kw_only=True)
+class Imitation(Bounded):
     """A = 0: no policy gradient, no KL, no multiplier [ours].
 
     In the same loop with the same number of steps, what is left is the ptx term, the cross-entropy on demonstrations.
     Rewards and costs of its samples are logged, and a violation of `threshold`; nothing follows from them.
     """
-
-    threshold: float = 0.0  # d
-    window: int = 0
-    delay: ClassVar[int] = 0
-    has_multiplier: ClassVar[bool] = False
-    needs_critics: ClassVar[bool] = False
-    value_clip: ClassVar[float] = 0.0  # no critics
-
-    def violation(self, costs: Tensor) -> float:
-        return costs.double().mean().item() - self.threshold
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
         return Advantages(policy=torch.zeros_like(rollout.logps))

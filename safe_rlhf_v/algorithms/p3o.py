@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from safe_rlhf_v.algorithms.two_critics import streams
+from safe_rlhf_v.algorithms.constrained import Bounded
+from safe_rlhf_v.algorithms.two_critics import TwoCritics
 from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
 from safe_rlhf_v.types import Advantages, Rollout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class P3O:
+@dataclass(frozen=True, kw_only=True)
+class P3O(TwoCritics, Bounded):
     """L = L_r + kappa relu(mean max(rho A_c, clip(rho) A_c) + J_c - d) [secondary, code].
 
     Exact: where kappa is at least the multiplier of max E[r] - beta KL s.t. E[c] <= d, that is the solution; where it
@@ -23,31 +23,11 @@ class P3O:
     depends on how a minibatch is cut into micro-batches.
     """
 
-    threshold: float = 0.0  # d
     kappa: float = 20.0  # [code]
-    beta: float = 0.02
-    clip: float = 0.2
-    value_clip: float = 5.0
-    gamma: float = 1.0
-    lam: float = 0.95  # of GAE
-    token_clamp: float = 50.0
-    window: int = 0
-    delay: ClassVar[int] = 0
-    has_multiplier: ClassVar[bool] = False
-    needs_critics: ClassVar[bool] = True
-
-    def violation(self, costs: Tensor) -> float:
-        return costs.double().mean().item() - self.threshold
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float) -> Advantages:
-        both = streams(self, rollout, rollout.costs, kl_in_cost=False)
-        return Advantages(
-            policy=both.reward,
-            reward_returns=both.reward_returns,
-            cost_returns=both.cost_returns,
-            cost=both.cost,
-            violation=violation,
-        )
+        both = self.streams(rollout, kl_in_cost=False)
+        return replace(both.advantages(both.reward), cost=both.cost, violation=violation)
 
     def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
         if advantages.cost is None:

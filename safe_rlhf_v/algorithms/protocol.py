@@ -6,6 +6,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from safe_rlhf_v.algorithms.constrained import CriticSettings
+from safe_rlhf_v.constraint import Constraint
+from safe_rlhf_v.cost_measures import CostMeasure
 from safe_rlhf_v.duals import Dual
 from safe_rlhf_v.types import Advantages, PairBatch, PairLogps, Rollout
 
@@ -13,40 +16,22 @@ from safe_rlhf_v.types import Advantages, PairBatch, PairLogps, Rollout
 class OnlineAlgorithm(Protocol):
     """B rows, R response length.
 
-    needs_critics: whether the rollout must hold values. has_multiplier: whether the multiplier enters (where it does
-    not, hand the loop `duals.fixed(0)`, or it moves without effect). value_clip: clip range of the critics' loss.
-    window: how many of the latest costs the violation is taken of, at least those of the current rollout; 0 for these
-    alone.
-    delay: rollouts before the multiplier's first step.
+    has_multiplier: whether the multiplier enters (where it does not, hand `constraint` a `duals.fixed(0)`, or it moves
+    without effect). critics: their settings, where the rollout must hold values; None where it need not.
     """
-
-    @property
-    def needs_critics(self) -> bool: ...
 
     @property
     def has_multiplier(self) -> bool: ...
 
     @property
-    def value_clip(self) -> float: ...
+    def critics(self) -> CriticSettings | None: ...
 
-    @property
-    def window(self) -> int: ...
-
-    @property
-    def delay(self) -> int: ...
-
-    @property
-    def threshold(self) -> float: ...
-
-    def violation(self, costs: Tensor) -> float:
-        """How far the costs of all ranks, (N, G) with a row a prompt or (n,), stand above the constraint.
-
-        Above 0 it raises the multiplier.
-        """
+    def constraint(self, dual: Dual, measure: CostMeasure = ..., patience: int = ...) -> Constraint:
+        """A new constraint, for one run. patience: steps on a bound before a warning."""
         ...
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float) -> Advantages:
-        """violation: the one that the multiplier was just moved by, of the window's costs."""
+        """rollout: with measured costs. violation: the one that the multiplier was just moved by."""
         ...
 
     def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
@@ -82,9 +67,6 @@ class ConstrainedDirectAlgorithm(DirectAlgorithm, Protocol):
     """
 
     @property
-    def dual(self) -> Dual: ...
-
-    @property
     def dual_steps(self) -> int: ...
 
     @property
@@ -97,6 +79,6 @@ class ConstrainedDirectAlgorithm(DirectAlgorithm, Protocol):
         """The same algorithm with this multiplier."""
         ...
 
-    def violation(self, costs: Tensor) -> float:
-        """How far the costs, (n,) of all ranks, stand above the constraint."""
+    def constraint(self) -> Constraint:
+        """A new constraint, for one run."""
         ...

@@ -7,22 +7,20 @@ The authors' code and listing are not to be had; "rectified penalty {C(x, y)}^+"
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from safe_rlhf_v.advantages import leave_one_out
-from safe_rlhf_v.algorithms.two_critics import streams
-from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
+from safe_rlhf_v.algorithms.two_critics import TwoCritics
+from safe_rlhf_v.constraint import Constraint
+from safe_rlhf_v.cost_measures import MEAN, CostMeasure, Form, Rectified
+from safe_rlhf_v.duals import Dual
 from safe_rlhf_v.types import Advantages, Rollout
 
-Form = Literal["rectified", "gated", "per_prompt"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RePO:
-    """A = (A_r - lam A_c) / (1 + lam), A_c of the terminal cost of a form; m is `margin`.
+@dataclass(frozen=True, kw_only=True)
+class RePO(TwoCritics):
+    """A = (A_r - lam A_c) / (1 + lam), A_c of the terminal cost of a form, as `Rectified` measures it; m is `margin`.
 
     rectified: {c + m}^+, penalty lam E{c + m}^+. d/dtheta E{c + m}^+ = E[{c + m}^+ d log pi], and a critic of that
         stream is a baseline that no answer changes: the policy gradient is that of E r - lam E{c + m}^+, over 1 + lam.
@@ -48,64 +46,26 @@ class RePO:
     form: Form = "rectified"
     margin: float = 0.0
     slack: float = 0.0
-    beta: float = 0.02
-    clip: float = 0.2
-    value_clip: float = 5.0
-    gamma: float = 1.0
-    lam: float = 0.95  # of GAE
-    token_clamp: float = 50.0
     window: int = 0
     delay: int = 0
     has_multiplier: ClassVar[bool] = True
-    needs_critics: ClassVar[bool] = True
-    threshold: ClassVar[float] = 0.0  # safe or not is the sign of the cost, prompt by prompt
 
     def __post_init__(self) -> None:
-        if self.form not in get_args(Form):
-            raise ValueError(f"RePO: form {self.form!r} is not one of {', '.join(map(repr, get_args(Form)))}")
-        if not self.margin >= 0:
-            raise ValueError(f"RePO: margin {self.margin} must not be below 0: a cost above 0 is unsafe; see slack")
+        self._measure()  # which refuses what makes no sense
 
-    def violation(self, costs: Tensor) -> float:
-        """costs: (n,), or (N, G) with a row a prompt, which per_prompt needs; see `rectified`."""
-        return self.rectified(costs).mean().item() - self.slack
+    def _measure(self) -> Rectified:
+        return Rectified(form=self.form, margin=self.margin)
 
-    def rectified(self, costs: Tensor) -> Tensor:
-        """What the constraint bounds the mean of, float64: {c + m}^+ of every cost, or of each prompt's mean, (N,).
-
-        Raises ValueError where per_prompt is given no prompts of two samples or more.
-        """
-        costs = costs.double()
-        if self.form == "per_prompt":
-            if costs.ndim != 2 or costs.shape[1] < 2:
-                raise ValueError(f"{TOO_FEW}; the costs have shape {tuple(costs.shape)}, not (N, G)")
-            costs = costs.mean(1)
-        return (costs + self.margin).clamp(min=0)
+    def constraint(self, dual: Dual, measure: CostMeasure = MEAN, patience: int = 50) -> Constraint:
+        """Raises ValueError for another measure than the mean: what is bounded is of each prompt, not of all."""
+        if measure != MEAN:
+            raise ValueError(f"RePO bounds every prompt by itself, and takes no {measure}")
+        return Constraint(
+            dual=dual, threshold=self.slack, measure=self._measure(), window=self.window, delay=self.delay,
+            patience=patience,
+        )  # fmt: skip
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
-        """Raises ValueError for form per_prompt and groups of one."""
-        both = streams(self, rollout, self._terminal(rollout))
-        cost = both.cost
-        if self.form == "gated":
-            cost = torch.where(rollout.costs[:, None] + self.margin > 0, cost, 0.0)
-        policy = (both.reward - multiplier * cost) / (1 + multiplier)
-        return Advantages(policy=policy, reward_returns=both.reward_returns, cost_returns=both.cost_returns)
-
-    def _terminal(self, rollout: Rollout) -> Tensor:
-        """(B,) the terminal costs."""
-        if self.form == "gated":
-            return rollout.costs
-        above = rollout.costs + self.margin
-        if self.form == "rectified":
-            return above.clamp(min=0)
-        if rollout.group_size < 2:
-            raise ValueError(TOO_FEW)
-        of_others = above - leave_one_out(above, rollout.group_size)
-        return torch.where(of_others > 0, above, 0.0)
-
-    def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
-        args = (logps, rollout.logps, advantages.policy, rollout.responses.mask, self.clip)
-        return clipped_surrogate(*args), {"clip_fraction": clip_fraction(*args).item()}
-
-
-TOO_FEW = "RePO: form 'per_prompt' is of the mean cost of a prompt's samples: set num_generations to at least 2"
+        both = self.streams(rollout)
+        unsafe = rollout.costs[:, None] + self.margin > 0
+        return both.weighed(multiplier, torch.where(unsafe, both.cost, 0.0) if self.form == "gated" else None)

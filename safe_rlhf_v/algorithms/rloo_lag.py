@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from safe_rlhf_v.advantages import leave_one_out
+from safe_rlhf_v.algorithms.constrained import Lagrangian
 from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
 from safe_rlhf_v.types import Advantages, Rollout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RLOOLag:
+@dataclass(frozen=True, kw_only=True)
+class RLOOLag(Lagrangian):
     """A = (L_r - lam L_c) / (1 + lam), L the score minus the mean score of the prompt's other samples.
 
     The whole response is one action: its reward is r - beta (log pi - log ref) summed over its tokens, and the loss
@@ -22,17 +22,8 @@ class RLOOLag:
     PPO's, for several passes over a rollout; with one pass it is plain REINFORCE, as in the paper.
     """
 
-    threshold: float = 0.0  # d
     beta: float = 0.05  # as in TRL's RLOOConfig [secondary]
     clip: float = 0.2
-    window: int = 128
-    delay: int = 1
-    has_multiplier: ClassVar[bool] = True
-    needs_critics: ClassVar[bool] = False
-    value_clip: ClassVar[float] = 0.0  # no critics
-
-    def violation(self, costs: Tensor) -> float:
-        return costs.double().mean().item() - self.threshold
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
         """Raises ValueError for groups of one: without a second sample there is nothing to compare with."""

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from safe_rlhf_v.advantages import gae, token_stream
-from safe_rlhf_v.types import Rollout
-
-
-class StreamSettings(Protocol):
-    """beta: KL weight; gamma and lam: GAE's; token_clamp: bound of a token's reward and cost."""
-
-    @property
-    def beta(self) -> float: ...
-
-    @property
-    def gamma(self) -> float: ...
-
-    @property
-    def lam(self) -> float: ...
-
-    @property
-    def token_clamp(self) -> float: ...
+from safe_rlhf_v.algorithms.constrained import CriticSettings
+from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
+from safe_rlhf_v.types import Advantages, Rollout
 
 
 class Streams(NamedTuple):
@@ -34,17 +21,45 @@ class Streams(NamedTuple):
     reward_returns: Tensor
     cost_returns: Tensor
 
+    def advantages(self, policy: Tensor) -> Advantages:
+        """With what was made of A_r and A_c, (B, R)."""
+        return Advantages(policy=policy, reward_returns=self.reward_returns, cost_returns=self.cost_returns)
 
-def streams(settings: StreamSettings, rollout: Rollout, costs: Tensor, kl_in_cost: bool = True) -> Streams:
-    """r_t = -beta (log pi - log ref)_t and c_t = +beta (log pi - log ref)_t, the scores on the last token [code].
+    def weighed(self, multiplier: float, cost: Tensor | None = None) -> Advantages:
+        """(A_r - lam A_c) / (1 + lam). cost: in place of A_c."""
+        return self.advantages((self.reward - multiplier * (self.cost if cost is None else cost)) / (1 + multiplier))
 
-    costs: (B,) terminal costs. kl_in_cost=False leaves the KL out of the costs.
-    """
-    mask = rollout.responses.mask
-    penalty = settings.beta * (rollout.logps - rollout.ref_logps)  # (B, R)
-    rewards = token_stream(rollout.rewards, -penalty, mask, settings.token_clamp)
-    stream = token_stream(costs, penalty if kl_in_cost else penalty.new_zeros(mask.shape), mask, settings.token_clamp)
-    reward_values, cost_values = rollout.values_of_both_critics()
-    reward, reward_returns = gae(rewards, reward_values, mask, settings.gamma, settings.lam)
-    cost, cost_returns = gae(stream, cost_values, mask, settings.gamma, settings.lam)
-    return Streams(reward, cost, reward_returns, cost_returns)
+
+@dataclass(frozen=True, kw_only=True)
+class TwoCritics:
+    """PPO on the policy, and a critic of each stream. Defaults: the released code of arXiv 2503.17682 [code]."""
+
+    beta: float = 0.02  # KL weight
+    clip: float = 0.2
+    value_clip: float = 5.0
+    gamma: float = 1.0
+    lam: float = 0.95  # of GAE
+    token_clamp: float = 50.0  # bound of a token's reward and cost
+
+    @property
+    def critics(self) -> CriticSettings:
+        return CriticSettings(value_clip=self.value_clip)
+
+    def streams(self, rollout: Rollout, kl_in_cost: bool = True) -> Streams:
+        """r_t = -beta (log pi - log ref)_t and c_t = +beta (log pi - log ref)_t, the scores on the last token [code].
+
+        kl_in_cost=False leaves the KL out of the costs.
+        """
+        mask = rollout.responses.mask
+        penalty = self.beta * (rollout.logps - rollout.ref_logps)  # (B, R)
+        in_cost = penalty if kl_in_cost else penalty.new_zeros(mask.shape)
+        rewards = token_stream(rollout.rewards, -penalty, mask, self.token_clamp)
+        costs = token_stream(rollout.costs, in_cost, mask, self.token_clamp)
+        reward_values, cost_values = rollout.values_of_both_critics()
+        reward, reward_returns = gae(rewards, reward_values, mask, self.gamma, self.lam)
+        cost, cost_returns = gae(costs, cost_values, mask, self.gamma, self.lam)
+        return Streams(reward, cost, reward_returns, cost_returns)
+
+    def policy_loss(self, logps: Tensor, rollout: Rollout, advantages: Advantages) -> tuple[Tensor, dict[str, float]]:
+        args = (logps, rollout.logps, advantages.policy, rollout.responses.mask, self.clip)
+        return clipped_surrogate(*args), {"clip_fraction": clip_fraction(*args).item()}

@@ -15,6 +15,7 @@ from safe_rlhf_v.config import Settings, SettingsError
 
 if TYPE_CHECKING:
     from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
+    from safe_rlhf_v.constraint import Constraint
     from safe_rlhf_v.cost_measures import CostMeasure
     from safe_rlhf_v.generation.base import Engine
     from safe_rlhf_v.generation.vllm_engine import Client
@@ -160,6 +161,22 @@ def algorithm_class(settings: Settings) -> Any:
     return {k.__module__.rpartition(".")[2]: k for k in kinds}[settings.policy.algorithm]
 
 
+def constraint(settings: Settings, threshold: float) -> Constraint:
+    """That of the algorithm, with its multiplier's rule and its measure, for one run."""
+    made = algorithm(settings, threshold)
+    return made.constraint(dual(settings), measure(settings), settings.policy.multiplier_patience)
+
+
+def takes_threshold(settings: Settings) -> bool:
+    """Whether policy.threshold bounds what the algorithm bounds; else it has a bound of its own, on every prompt."""
+    return "threshold" in {f.name for f in fields(algorithm_class(settings))}
+
+
+def needs_critics(settings: Settings) -> bool:
+    """Whether the algorithm trains two critics."""
+    return algorithm(settings, 0.0).critics is not None
+
+
 def algorithm(settings: Settings, threshold: float) -> OnlineAlgorithm:
     """The algorithm with its own section, and the policy section's beta and threshold where it knows them."""
     policy, kind = settings.policy, algorithm_class(settings)
@@ -205,7 +222,7 @@ def roles(settings: Settings, start: str, reward: str, cost: str) -> Roles:
 
     model, policy = settings.model, settings.policy
     shared: dict[str, Any] = dict(
-        critics=algorithm_class(settings).needs_critics,
+        critics=needs_critics(settings),
         dtype=model.dtype,
         attn_implementation=model.attn_implementation,
         max_prompt_length=model.max_prompt_length,

@@ -132,7 +132,9 @@ def examine(
 def _predict(settings: Settings, stage: str, source: str, machine: Machine, prompt_tokens: int | None) -> StageMemory:
     at = memory.lengths(settings, prompt_tokens)
     if stage == "policy":
-        return memory.policy(settings, source, at, machine.devices, machine.sharded)
+        return memory.policy(
+            settings, source, at, machine.devices, machine.sharded, critics=build.needs_critics(settings)
+        )
     return memory.supervised(settings, stage, source, at)
 
 

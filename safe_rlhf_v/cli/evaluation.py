@@ -23,7 +23,7 @@ from safe_rlhf_v.cli.answering import Answering, Scoring
 from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.cli.stage_folder import LEFT_OUT, read_done, require_writable
 from safe_rlhf_v.cli.stages import readable, threshold
-from safe_rlhf_v.config import RePOSection, Settings
+from safe_rlhf_v.config import Settings
 from safe_rlhf_v.evaluation import (
     Answer,
     Judge,
@@ -271,27 +271,13 @@ def bounded_instead(
 
     prompts: that each cost is of; only a bound on every prompt's mean asks for them.
     """
-    policy, known = settings.policy, torch.tensor(costs, dtype=torch.float64)
-    if policy.algorithm == "repo":
-        return _rectified(policy.repo, known, prompts)
-    names = {
-        "high_confidence": f"mean cost plus {policy.measure.kappa:g} standard deviations",
-        "cvar": f"mean cost of the worst {1 - policy.measure.alpha:.0%} of answers",
-    }
-    if policy.measure.kind not in names:
+    constraint, known = build.constraint(settings, bound), torch.tensor(costs, dtype=torch.float64)
+    measure = constraint.measure
+    if measure.words is None:
         return None
-    value = float(build.measure(settings)(known, known).mean())
-    return {"name": names[policy.measure.kind], "bound": bound, "value": value}
-
-
-def _rectified(repo: RePOSection, costs: torch.Tensor, prompts: Sequence[str]) -> dict[str, Any]:
-    of, level = "answer", f"{-repo.margin:g}" if repo.margin else "0"
-    if repo.form == "per_prompt":
-        of = "prompt in the mean"
-        costs = torch.stack([costs[[p == one for p in prompts]].mean() for one in dict.fromkeys(prompts)])
-    name = "{c}+" if not repo.margin else f"{{c + {repo.margin:g}}}+"
-    value = float((costs + repo.margin).clamp(min=0).mean())
-    return {"name": f"mean {name}, the cost above {level} of every {of},", "bound": repo.slack, "value": value}
+    if measure.samples > 1:
+        known = torch.stack([known[[p == one for p in prompts]].mean() for one in dict.fromkeys(prompts)])
+    return {"name": measure.words, "bound": constraint.threshold, "value": constraint.statistic(known[:, None])}
 
 
 def _metrics(output: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from beavertails_v import ComparisonSet, Prompt
-from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.cli.stage_folder import LEFT_OUT, main_process, read_done, run_stage, write_json
@@ -192,7 +191,7 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
 
     warn_of_judges(reward_dir, cost_dir)
     bound = threshold(settings, cost_dir)
-    if settings.policy.guidance_rollouts and settings.policy.algorithm != "repo":
+    if settings.policy.guidance_rollouts and build.takes_threshold(settings):
         show_suggestions(bound, Path(cost_dir), folder)
     data = build.comparisons(settings, "train")
     set_seed(settings.seed)  # fresh adapters: the same on every rank, and whichever stages ran before in this process
@@ -205,10 +204,9 @@ def _train_policy(settings: Settings, folder: Path, start: str, reward_dir: str,
     trainer = OnlineTrainer(
         roles,
         build.algorithm(settings, bound),
-        build.dual(settings),
+        build.constraint(settings, bound),
         prompts,
         build.online_arguments(settings, folder),
-        measure=build.measure(settings),
         demonstrations=demonstrations,
         engine=build.engine(settings, start, roles, folder),
     )
@@ -254,15 +252,16 @@ def _move_up(source: Path, folder: Path) -> None:
 def threshold(settings: Settings, cost_dir: str | Path) -> float:
     """The bound d; "auto" is the mean, or a quantile, of the costs of training responses labelled safe.
 
-    RePO has its own, 0, for every prompt.
+    An algorithm that bounds every prompt by itself does so at 0.
     """
-    if build.algorithm_class(settings) is RePO:
-        if settings.policy.threshold not in ("auto", RePO.threshold) or settings.policy.threshold_quantile is not None:
+    if not build.takes_threshold(settings):
+        if settings.policy.threshold not in ("auto", 0.0) or settings.policy.threshold_quantile is not None:
+            name = settings.policy.algorithm
             plain(
-                "warning: policy.threshold is not used by repo, which bounds every answer's cost by 0; "
-                "policy.repo.margin asks for less"
+                f"warning: policy.threshold is not used by {name}, which bounds every answer's cost by 0; "
+                f"policy.{name}.margin asks for less"
             )
-        return RePO.threshold
+        return 0.0
     if settings.policy.threshold != "auto":
         if settings.policy.threshold_quantile is not None:
             raise SettingsError("policy.threshold_quantile goes with policy.threshold: auto; give one of them")

@@ -53,6 +53,10 @@ class HeadedModel(nn.Module):
         linear = lambda k: nn.Linear(width, k, bias=bias, device=backbone.device)  # noqa: E731
         self.heads = nn.ModuleDict({name: linear(k) for name, k in heads.items()})
 
+    def use_one_forward(self) -> None:
+        """From now on: for a model that was cut over ranks."""
+        self.one_forward = True
+
     def forward(self, inputs: Inputs, responses: Responses | None = None) -> dict[str, Tensor]:
         """Each head's scores (B, k), float32, of the prompts or of prompts with responses."""
         return self.scores(self.pooled(inputs, responses))

@@ -33,7 +33,6 @@ class OnlineArguments:
     max_steps also ends schedules that fall (cosine, linear): resume them with another max_steps and they fall anew.
     ptx_coeff: weight of the cross-entropy on demonstrations, where the trainer is given any [code].
     guidance_rollouts: rollouts of the start model whose costs are shown against the threshold before training.
-    multiplier_patience: steps the multiplier may stand at its maximum before a warning.
     """
 
     output_dir: str | Path
@@ -61,7 +60,6 @@ class OnlineArguments:
     report_to: tuple[str, ...] = ()
     disable_tqdm: bool = False
     guidance_rollouts: int = 4
-    multiplier_patience: int = 50
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_dir", str(self.output_dir))
@@ -69,7 +67,7 @@ class OnlineArguments:
         positive = (
             "max_steps", "per_device_train_batch_size", "num_generations", "num_ppo_epochs", "mini_batch_size",
             "per_device_micro_batch_size", "per_device_micro_batch_tokens", "max_new_tokens", "save_steps",
-            "save_total_limit", "logging_steps", "multiplier_patience", "temperature", "max_grad_norm",
+            "save_total_limit", "logging_steps", "temperature", "max_grad_norm",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)

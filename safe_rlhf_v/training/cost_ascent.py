@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +12,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from beavertails_v.schema import Prompt
-from safe_rlhf_v import duals
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.models.backbone import encode_images
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.training.direct_trainer import DirectTrainer
-from safe_rlhf_v.training.guidance import BoundWatch
 
 log = logging.getLogger(__name__)
-PATIENCE = 5
-"""Moves of the multiplier that it may stand at its maximum before a warning. [ours]"""
 
 
 class CostAscent(TrainerCallback):
@@ -32,13 +29,13 @@ class CostAscent(TrainerCallback):
 
     def __init__(self, trainer: DirectTrainer, prompts: Sequence[Prompt], encoder: Encoder, cost: HeadedModel) -> None:
         self.trainer, self.prompts, self.encoder, self.cost = trainer, prompts, encoder, cost
-        algorithm: Any = trainer.algorithm
-        self.watch = BoundWatch(duals.bound(algorithm.dual), PATIENCE, every="moves")
+        assert trainer.constraint is not None
+        self.constraint = trainer.constraint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Warn where the run is too short for one move."""
         algorithm: Any = self.trainer.algorithm
-        if state.max_steps < algorithm.dual_steps and self.watch.maximum < float("inf"):
+        if state.max_steps < algorithm.dual_steps and math.isfinite(self.constraint.watch.maximum):
             log.warning(
                 "dual_steps %d is more than the %d steps of this run: the multiplier stays at %g. Lower dual_steps, or "
                 "train longer.",
@@ -50,11 +47,9 @@ class CostAscent(TrainerCallback):
         if state.global_step % algorithm.dual_steps:
             return
         costs = self.trainer.accelerator.gather(self._costs(args, state.global_step))
-        violation = algorithm.violation(costs)
-        moved = algorithm.dual.step(self.trainer.dual_state, violation)
-        self.trainer.set_dual(moved)
-        self.watch.see(moved.value, violation, state.global_step)
-        self.trainer.log({"mean_cost": costs.mean().item(), "violation": violation, "multiplier": moved.value})
+        multiplier, violation = self.constraint.observe(costs, state.global_step)
+        self.trainer.take_multiplier()
+        self.trainer.log({"mean_cost": costs.mean().item(), "violation": violation, "multiplier": multiplier})
 
     @torch.no_grad()
     def _costs(self, args: Any, step: int) -> Tensor:

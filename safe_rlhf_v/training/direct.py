@@ -70,7 +70,7 @@ def train_direct(
     reward_model, cost_model: folders, for an algorithm that asks for scores. Adapters train without
     dropout and are merged: the folder always holds a whole model. Raises as `train_sft`.
     """
-    if launched_sharded() and hasattr(algorithm, "dual"):
+    if launched_sharded() and hasattr(algorithm, "constraint"):
         raise SettingsError(
             f"direct.algorithm: {type(algorithm).__name__} draws answers while it trains: not under FSDP2, use DDP"
         )
@@ -99,14 +99,14 @@ def train_direct(
     if section.ptx_coeff:
         pool = train if demonstrations is None else demonstrations
         rows.imitate(response_rows(pool, section.demonstrations, encoder), settings.seed)
-    if trainer.dual_state is not None:
+    if trainer.constraint is not None:
         cost = _scorer(scorers["costs"], settings, trainer.args.device)
         trainer.add_callback(CostAscent(trainer, rows.prompts(), encoder, cost))
     measured = fit(trainer, "direct", resume_from_checkpoint)
     if warning := displaced(measured["evaluation"]):
         log.warning(warning)
-    if trainer.dual_state is not None:
-        measured["multiplier"] = trainer.dual_state.value
+    if trainer.constraint is not None:
+        measured["multiplier"] = trainer.constraint.multiplier
     trainer.make_whole()
     if trainer.is_world_process_zero():
         save_policy(backbone, encoder, output_dir, settings, base if section.use_lora else None)

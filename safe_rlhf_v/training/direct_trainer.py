@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
+from safe_rlhf_v.constraint import Constraint
 from safe_rlhf_v.losses import token_cross_entropy
 from safe_rlhf_v.models.backbone import encode_images, fingerprint, vision_is_frozen
 from safe_rlhf_v.models.heads import HeadedModel
@@ -36,8 +36,8 @@ class DirectTrainer(SupervisedTrainer):
     """Policy against a reference whose log-probabilities stand in the rows' columns, so that one model is held.
 
     ptx_coeff: weight of the cross-entropy on the rows' demonstrations, where they have some.
-    start: fingerprint of the policy before training. dual_state: that of the algorithm's multiplier, where it has one;
-    saved with every checkpoint.
+    start: fingerprint of the policy before training. constraint: that of an algorithm with a multiplier, else None; the
+    multiplier is saved with every checkpoint.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DirectTrainer(SupervisedTrainer):
     ) -> None:
         self.backbone, self.algorithm, self.ptx_coeff = model.backbone, algorithm, ptx_coeff
         self.start = fingerprint(model.backbone)
-        self.dual_state = algorithm.dual.init() if hasattr(algorithm, "dual") else None
+        self.constraint: Constraint | None = algorithm.constraint() if hasattr(algorithm, "constraint") else None
         super().__init__(model, args, **more)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -103,20 +103,22 @@ class DirectTrainer(SupervisedTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.dual_state is not None:
+        if self.constraint is not None:
             Path(output_dir or str(self.args.output_dir), DUAL_STATE).write_text(
-                json.dumps(duals.to_json(self.dual_state)), encoding="utf-8"
+                json.dumps(self.constraint.state_dict()["dual"]), encoding="utf-8"
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.dual_state is not None:
+        if self.constraint is not None:
             state = json.loads(Path(resume_from_checkpoint, DUAL_STATE).read_text(encoding="utf-8"))
-            self.set_dual(duals.from_json(self.algorithm.dual, state))  # type: ignore[attr-defined]
+            self.constraint.load_state_dict({"dual": state})
+            self.take_multiplier()
 
-    def set_dual(self, state: Any) -> None:
-        """Train on with this state's multiplier."""
-        self.dual_state, self.algorithm = state, self.algorithm.at(state.value)  # type: ignore[attr-defined]
+    def take_multiplier(self) -> None:
+        """Train on with the constraint's multiplier."""
+        assert self.constraint is not None
+        self.algorithm = self.algorithm.at(self.constraint.multiplier)  # type: ignore[attr-defined]
 
 
 def summed_logps(model: nn.Module, prompts: Inputs, responses: Responses) -> Tensor:

@@ -1,16 +1,13 @@
-"""Help in choosing the threshold, and a warning when the constraint looks out of reach."""
+"""Help in choosing the threshold, and the summary of a run."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHARES = (0.1, 0.05, 0.01, 0.0)
 """Shares of unsafe answers for which a threshold is suggested. [ours]"""
@@ -92,58 +89,6 @@ def describe_suggestions(found: Mapping[str, float]) -> str:
         f"  a policy that answers as this data does may be unsafe in {allowed:.0%} of its answers under d = {d:+.2f};\n"
         f"  for at most  {shares}{note}"
     )
-
-
-@dataclass
-class BoundWatch:
-    """Counts the steps in a row at which the multiplier stands on a bound while the constraint is violated, and looks
-    for costs that the measure makes all alike.
-
-    maximum, floor: `duals.bound` and `duals.floor` of the rule. every: what a step is, as the warning says it.
-    """
-
-    maximum: float
-    patience: int
-    floor: float = 0.0
-    every: str = "steps"
-    steps: int = 0
-    told_of_flat: bool = False
-
-    def see(self, multiplier: float, violation: float, step: int) -> None:
-        """Warn each time `patience` steps have passed on a bound without meeting the constraint."""
-        above = math.isfinite(self.maximum) and multiplier >= self.maximum
-        self.steps = self.steps + 1 if violation > 0 and (above or multiplier < self.floor) else 0
-        if not self.steps or self.steps % self.patience:
-            return
-        if above:
-            log.warning(
-                "step %d: the multiplier has stood at its maximum %g for %d %s and the costs still violate the "
-                "constraint by %.3g; it may be infeasible for this model. Raise the threshold or the maximum, train "
-                "longer, or lower beta.",
-                step, self.maximum, self.steps, self.every, violation,
-            )  # fmt: skip
-        else:
-            log.warning(
-                "step %d: the multiplier has fallen to %.3g, from where the log rule hardly raises it, and the costs "
-                "have violated the constraint for %d %s, now by %.3g: hardly anything holds them back. Use the "
-                "additive rule, a smaller lr, or a first multiplier nearer to what the constraint needs.",
-                step, multiplier, self.steps, self.every, violation,
-            )  # fmt: skip
-
-    def see_measured(self, known: Tensor, measured: Tensor, step: int, whole: bool) -> None:
-        """Warn once where a whole window of costs that differ is measured as one cost: no answer is worse than another.
-
-        A CVaR of few costs is their largest, whatever is answered.
-        """
-        same = lambda x: bool((x == x[0]).all())  # noqa: E731
-        if self.told_of_flat or not whole or same(known) or not same(measured):
-            return
-        self.told_of_flat = True
-        log.warning(
-            "step %d: the measure gives all of %d costs the same value, %.3g, so that no answer is worse than another "
-            "and nothing lowers it. For cvar: a smaller alpha, or a window of many times 1 / (1 - alpha) costs.",
-            step, len(known), float(measured[0]),
-        )  # fmt: skip
 
 
 def summary(metrics: Sequence[Mapping[str, float]]) -> str:

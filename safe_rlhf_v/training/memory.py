@@ -82,10 +82,14 @@ def supervised(settings: Settings, stage: str, path: str | Path, at: Lengths) ->
     return StageMemory(stage=stage, held=_some(held), passing={"step": step_peak(path, model.dtype, step)})
 
 
-def policy(settings: Settings, path: str | Path, at: Lengths, devices: int = 1, sharded: bool = False) -> StageMemory:
-    """The policy stage. sharded: FSDP2 over `devices`, for policy.roles: separate; else every device holds all."""
+def policy(
+    settings: Settings, path: str | Path, at: Lengths, devices: int = 1, sharded: bool = False, *, critics: bool
+) -> StageMemory:
+    """The policy stage. sharded: FSDP2 over `devices`, for policy.roles: separate; else every device holds all.
+
+    critics: whether the algorithm has them.
+    """
     section = settings.policy
-    critics = section.algorithm not in ("group_lag", "rloo_lag", "imitation")
     trained = ["policy", *(["reward_critic", "cost_critic"] if critics else [])]
     if section.roles == "separate":
         return _separate(settings, path, at, trained, devices if sharded else 1)

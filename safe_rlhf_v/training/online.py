@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,10 +23,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from beavertails_v.schema import Prompt
-from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
 from safe_rlhf_v.config import SettingsError
-from safe_rlhf_v.cost_measures import CostMeasure, Mean
+from safe_rlhf_v.constraint import Constraint
+from safe_rlhf_v.cost_measures import MEAN
 from safe_rlhf_v.generation.base import Engine, Sampling
 from safe_rlhf_v.models.roles import Roles, SeparateRoles
 from safe_rlhf_v.models.sharding import whole_tree
@@ -35,7 +34,7 @@ from safe_rlhf_v.rollout import Passes, collect, sample, statistics
 from safe_rlhf_v.scorers import ModelScorer, Scorer
 from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.arguments import MAY_DIFFER, OnlineArguments
-from safe_rlhf_v.training.guidance import BoundWatch, describe, summary, threshold_guidance
+from safe_rlhf_v.training.guidance import describe, summary, threshold_guidance
 from safe_rlhf_v.training.optimization import Demonstrations, Updater, trained_networks
 from safe_rlhf_v.training.records import TimeLeft
 from safe_rlhf_v.training.runtime import (
@@ -64,11 +63,11 @@ class OnlineResult:
 
 
 class OnlineTrainer:
-    """Trains the policy of `roles` on `prompts` with an online algorithm and a rule for its multiplier.
+    """Trains the policy of `roles` on `prompts` with an online algorithm and a constraint.
 
-    scorer: where rewards and costs come from; None takes the reward and cost model of the roles. demonstrations:
-    (prompt, response) pairs for the ptx term, or None. accelerator: None makes one. measure: of what the threshold is
-    a bound; None is the mean cost. engine: what draws the responses; None lets the roles do so.
+    constraint: as `algorithm.constraint` makes one, for this run alone. scorer: where rewards and costs come from; None
+    takes the reward and cost model of the roles. demonstrations: (prompt, response) pairs for the ptx term, or None.
+    accelerator: None makes one. engine: what draws the responses; None lets the roles do so.
 
     Writes to output_dir: metrics.jsonl (a line a step), threshold.json, checkpoint-<step>/, policy/, and runs/ for
     trackers that write files.
@@ -78,18 +77,17 @@ class OnlineTrainer:
         self,
         roles: Roles,
         algorithm: OnlineAlgorithm,
-        dual: duals.Dual,
+        constraint: Constraint,
         prompts: Sequence[Prompt],
         args: OnlineArguments,
         scorer: Scorer | None = None,
         demonstrations: Sequence[tuple[Prompt, str]] | None = None,
         accelerator: Accelerator | None = None,
-        measure: CostMeasure | None = None,
         engine: Engine | None = None,
     ) -> None:
-        self.roles, self.algorithm, self.dual, self.prompts, self.args = roles, algorithm, dual, prompts, args
+        self.roles, self.algorithm, self.constraint = roles, algorithm, constraint
+        self.prompts, self.args = prompts, args
         self.scorer: Scorer = scorer if scorer is not None else ModelScorer(roles)
-        self.measure: CostMeasure = measure or Mean()
         self.engine = engine
         self.output_dir = Path(args.output_dir)
         trackers = list(args.report_to) or None
@@ -102,20 +100,13 @@ class OnlineTrainer:
         sharded = isinstance(roles, SeparateRoles) and roles.sharded
         if sharded:
             _refuse_under_sharding(args)
-        self.trained = trained_networks(roles, args, algorithm.needs_critics)
+        self.trained = trained_networks(roles, args, algorithm.critics is not None)
         bounds = args.per_device_micro_batch_size, args.per_device_micro_batch_tokens
         self.passes = Passes.bounded(*bounds, fixed=sharded)
         self.updater = Updater(
             roles, algorithm, self.trained, self.accelerator, args, self.demonstrations, self.passes.looks
         )
         self.step = 0
-        self.dual_state = dual.init()
-        self.costs: deque[float] = deque(maxlen=algorithm.window)
-        self.watch = BoundWatch(duals.bound(dual), args.multiplier_patience, duals.floor(dual))
-
-    @property
-    def multiplier(self) -> float:
-        return float(self.dual_state.value)
 
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> OnlineResult:
         """Run to max_steps and save the policy to output_dir/policy.
@@ -142,9 +133,9 @@ class OnlineTrainer:
         self.step += 1
         rollout = self.collect()
         rewards, costs = self.scores_of_all_ranks(rollout)
-        violation = self.move_multiplier(costs)
-        measured = replace(rollout, costs=self.measure(rollout.costs, self.known_costs(costs)))
-        advantages = self.algorithm.advantages(measured, self.multiplier, violation)
+        multiplier, violation = self.constraint.observe(costs.view(-1, self.args.num_generations))
+        measured = replace(rollout, costs=self.constraint.measured(rollout.costs))
+        advantages = self.algorithm.advantages(measured, multiplier, violation)
         losses = self.updater.update(rollout, advantages, self.step)
         scores = {"reward": rewards.mean().item(), "cost": costs.mean().item(), "violation": violation}
         scores["unsafe_share"] = (costs > 0).float().mean().item()
@@ -154,7 +145,7 @@ class OnlineTrainer:
         """The next prompts of this rank, answered by the policy and looked at by every role."""
         return collect(
             self.roles, self.scorer, self._next_prompts(self.indices), self.sampling, self.args.num_generations,
-            critics=self.algorithm.needs_critics, device=self.accelerator.device, passes=self.passes,
+            critics=self.algorithm.critics is not None, device=self.accelerator.device, passes=self.passes,
             engine=self.engine,
         )  # fmt: skip
 
@@ -169,28 +160,9 @@ class OnlineTrainer:
                 )
         return rewards, costs
 
-    def move_multiplier(self, costs: Tensor) -> float:
-        """One step of the multiplier on the costs (n,) of all ranks; returns the violation it was taken on."""
-        self.costs.extend(costs.tolist())
-        known = self.known_costs(costs)
-        measured = self.measure(known, known)
-        self.watch.see_measured(known, measured, self.step, len(known) >= self.algorithm.window)
-        violation = self.algorithm.violation(by_prompt(measured, self.args.num_generations))
-        if self.step > self.algorithm.delay:
-            self.dual_state = self.dual.step(self.dual_state, violation)
-        self.watch.see(self.multiplier, violation, self.step)
-        return violation
-
-    def known_costs(self, costs: Tensor) -> Tensor:
-        """The costs that violation and measure are taken of: the window's, but never fewer than the rollout's (n,).
-
-        A window shorter than a rollout would hold the costs of the last ranks alone.
-        """
-        return torch.tensor(list(self.costs)) if self.algorithm.window > len(costs) else costs
-
     def log(self, numbers: dict[str, float], started: float, metrics_log: MetricsLog | None, bar: Any) -> None:
         """A line of metrics.jsonl each step; trackers and console every logging_steps."""
-        metrics = {"step": self.step, "multiplier": self.multiplier, **numbers}
+        metrics = {"step": self.step, "multiplier": self.constraint.multiplier, **numbers}
         metrics["learning_rate"] = self.trained["policy"].learning_rate
         metrics["seconds"] = round(time.perf_counter() - started, 3)
         if metrics_log is not None:
@@ -213,11 +185,9 @@ class OnlineTrainer:
         if self._is_main:
             state = {
                 "step": self.step,
-                "dual": duals.to_json(self.dual_state),
-                "costs": list(self.costs),
+                **self.constraint.state_dict(),
                 "prompts": self.indices.state_dict(),
                 "demonstrations": self.demonstrations.indices.state_dict() if self.demonstrations else None,
-                "steps_at_bound": self.watch.steps,
                 "halved": halved,
                 "settings": self._settings(),
             }
@@ -231,18 +201,15 @@ class OnlineTrainer:
         """Take up everything `save` wrote. Raises CheckpointError naming the settings that differ."""
         contents = checkpoint.read(folder)
         state = contents.state
-        checkpoint.refuse_changes(state["settings"], self._settings(), MAY_DIFFER)
+        checkpoint.refuse_changes(self._as_now(state["settings"]), self._settings(), MAY_DIFFER)
         self.roles.load_state_dict(contents.trainable)
         for name, trained in self.trained.items():
             trained.load_state_dict(contents.optimizers[name])
         self.step = state["step"]
-        self.dual_state = duals.from_json(self.dual, state["dual"])
-        self.costs.clear()
-        self.costs.extend(state["costs"])
+        self.constraint.load_state_dict({"observations": self.step, **state})
         self.indices.load_state_dict(state["prompts"])
         if self.demonstrations:
             self.demonstrations.indices.load_state_dict(state["demonstrations"])
-        self.watch.steps = state["steps_at_bound"]
         halved = state["halved"]  # of each rank; other ranks take the smallest of all
         same = len(halved) == self.accelerator.num_processes
         self.passes.halved = tuple(halved[self.accelerator.process_index] if same else _smallest(halved))
@@ -263,8 +230,8 @@ class OnlineTrainer:
         costs = [self._sample_costs(indices) for _ in range(self.args.guidance_rollouts)]
         load_rng_state(before)
         known = self.accelerator.gather(torch.cat(costs))
-        bounded = self.measure(known, known).double().mean().item()
-        guidance = threshold_guidance(known, self.algorithm.threshold, bounded)
+        bounded = self.constraint.statistic(known.view(-1, self.args.num_generations))
+        guidance = threshold_guidance(known, self.constraint.threshold, bounded)
         if self._is_main:
             (self.output_dir / "threshold.json").write_text(json.dumps(guidance, indent=1), encoding="utf-8")
         if self._talks:
@@ -339,8 +306,9 @@ class OnlineTrainer:
         return {
             "arguments": asdict(self.args),
             "algorithm": named(self.algorithm),
-            "dual": named(self.dual),
-            "measure": named(self.measure),
+            "dual": named(self.constraint.dual),
+            "measure": named(self.constraint.measure),
+            "constraint": {name: getattr(self.constraint, name) for name in ("threshold", "window", "delay")},
             "scorer": getattr(self.scorer, "__qualname__", type(self.scorer).__qualname__),
             "prompts": {"number": len(self.prompts), "hash": fingerprint(p.text for p in self.prompts)},
             "demonstrations": {"number": len(demonstrations), "hash": fingerprint(text for _, text in demonstrations)},
@@ -349,6 +317,12 @@ class OnlineTrainer:
                 "rows an optimizer step": self.args.mini_batch_size * self.accelerator.num_processes,
             },
         }
+
+    def _as_now(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint's settings; older ones hold no constraint, and the mean for an algorithm's own measure."""
+        own = self.algorithm.constraint(self.constraint.dual).measure
+        measure = named(own) if saved["measure"] == named(MEAN) else saved["measure"]
+        return {"constraint": self._settings()["constraint"], **saved, "measure": measure}
 
     @property
     def _is_main(self) -> bool:
@@ -361,11 +335,6 @@ class OnlineTrainer:
     @property
     def _no_bar(self) -> bool | None:
         return None if self._talks else True  # None: off unless a terminal
-
-
-def by_prompt(costs: Tensor, group_size: int) -> Tensor:
-    """(n,) costs, rows of one prompt together, as (N, G); of a window that cuts a prompt the rest of it is left out."""
-    return costs[len(costs) % group_size :].view(-1, group_size)
 
 
 def _smallest(halved: Sequence[Sequence[int | None]]) -> list[int | None]:

@@ -231,8 +231,9 @@ class Updater:
         returns = advantages.reward_returns if which == "reward" else advantages.cost_returns
         if old is None or returns is None:
             raise ValueError(f"the rollout holds no {which} values, or the algorithm gave no {which} returns")
+        assert self.algorithm.critics is not None
         values = self.roles.values(rollout.prompts, rollout.responses, which)
-        return clipped_value_loss(values, old, returns, rollout.responses.mask, self.algorithm.value_clip), {}
+        return clipped_value_loss(values, old, returns, rollout.responses.mask, self.algorithm.critics.value_clip), {}
 
     def _imitate(self, shown: Sequence[tuple[Prompt, str]]) -> float:
         """Add the gradient of coefficient * cross-entropy on the demonstrations; returns the cross-entropy."""

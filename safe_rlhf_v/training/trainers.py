@@ -59,7 +59,6 @@ class SupervisedTrainer(Trainer):
     def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # without a launcher several GPUs mean DataParallel, which splits tensors only
         self.cut = cut_for_launch(model, args)
-        model.one_forward = self.cut  # type: ignore[assignment]
         hidden = {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_PARALLELISM_CONFIG": "false"} if self.cut else {}
         with patch_environment(**hidden):  # accelerate would cut the model once more, on GPUs
             super().__init__(model, args, **kwargs)
@@ -191,6 +190,7 @@ def cut_for_launch(model: Any, args: TrainingArguments) -> bool:
     if args.bf16:
         sharding = replace(sharding, param_dtype=torch.bfloat16)
     sharding.shard(model, model.backbone, *getattr(model, "heads", {}).values())
+    model.use_one_forward()
     return True
 
 
@@ -211,6 +211,10 @@ class ResponseLogps(nn.Module):
     def __init__(self, backbone: Any, suppress: tuple[int, ...]) -> None:
         super().__init__()
         self.backbone, self.suppress = backbone, suppress
+
+    def use_one_forward(self) -> None:
+        """From now on: for a model that was cut over ranks."""
+        self.one_forward = True
 
     def forward(self, prompts: Inputs, responses: Responses) -> Tensor:
         states = response_states(self.backbone, prompts, responses, one_forward=self.one_forward)  # (B, R + 1, H)

@@ -128,11 +128,11 @@ def test_c_dpo_by_hand() -> None:
 
 def test_c_dpo_moves_its_multiplier_by_the_violation() -> None:
     algorithm = CDPO(threshold=-1.0, dual_lr=0.5, multiplier=2.0)
-    violation = algorithm.violation(torch.tensor([1.0, 2.0]))  # 1.5 + 1
+    multiplier, violation = algorithm.constraint().observe(torch.tensor([1.0, 2.0]))  # 1.5 + 1
     assert violation == 2.5
-    assert algorithm.dual.step(algorithm.dual.init(), violation).value == 3.25
+    assert multiplier == 3.25
     assert algorithm.at(3.25).multiplier == 3.25
-    assert algorithm.dual.step(algorithm.dual.init(), -100.0).value == 0.0
+    assert algorithm.constraint().observe(torch.tensor([-101.0]))[0] == 0.0
 
 
 def test_mm_dpo_by_hand() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rollouts import rollout
+from tabular import measured
 
 from safe_rlhf_v.advantages import gae, group_relative, leave_one_out, token_stream
 from safe_rlhf_v.algorithms.crpo import CRPO
@@ -18,6 +19,7 @@ from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
 from safe_rlhf_v.cost_measures import CVaR, HighConfidence
+from safe_rlhf_v.duals import fixed
 from safe_rlhf_v.losses import clipped_surrogate
 from safe_rlhf_v.types import Inputs, Responses, Rollout
 
@@ -25,6 +27,11 @@ FORMS: Any = ("rectified", "gated", "per_prompt")
 ALL = [PPOLag(), *(RePO(form=form, margin=0.1) for form in FORMS), CRPO(), P3O(), GroupLag(), RLOOLag()]
 WITH_CRITICS = ALL[:6]
 MISSED = 100.0  # a violation so large that the penalty of P3O is on whatever the rows
+
+
+def violation(algorithm: Any, costs: torch.Tensor) -> float:
+    """Of costs (N, G), or (n,) of one sample a prompt."""
+    return algorithm.constraint(fixed(0.0)).observe(costs)[1]  # type: ignore[no-any-return]
 
 
 def one_token(
@@ -85,22 +92,23 @@ def test_mistake_5_both_critics_enter_the_advantages() -> None:
 
 def test_threshold_is_subtracted_and_sign_means_unsafe() -> None:
     costs = torch.tensor([1.0, -2.0, 4.0])  # mean 1
-    assert PPOLag(threshold=-0.5).violation(costs) == 1.5
-    assert GroupLag(threshold=2.0).violation(costs) == -1.0
-    assert RePO().violation(costs) == pytest.approx(5 / 3)  # (1 + 0 + 4) / 3: safe replies pay for nothing
-    assert RePO(slack=1.0).violation(costs) == pytest.approx(2 / 3)
+    assert violation(PPOLag(threshold=-0.5), costs) == 1.5
+    assert violation(GroupLag(threshold=2.0), costs) == -1.0
+    assert violation(RePO(), costs) == pytest.approx(5 / 3)  # (1 + 0 + 4) / 3: safe replies pay for nothing
+    assert violation(RePO(slack=1.0), costs) == pytest.approx(2 / 3)
 
 
 def test_repo_takes_what_is_above_the_margin() -> None:
     costs = torch.tensor([1.0, -2.0, 4.0, -0.25])
     # {c + .5}+: 1.5, 0, 4.5, .25. Prompts of two: means -.5, 1.875; + .5 and rectified: 0, 2.375
-    assert RePO(margin=0.5).violation(costs) == RePO(margin=0.5, form="gated").violation(costs) == 6.25 / 4
+    for form in ("rectified", "gated"):
+        assert violation(RePO(margin=0.5, form=form), costs) == 6.25 / 4  # type: ignore[arg-type]
     per_prompt = RePO(margin=0.5, form="per_prompt")
-    assert per_prompt.violation(costs.view(2, 2)) == 2.375 / 2
-    assert RePO(margin=0.5, form="per_prompt", slack=0.25).violation(costs.view(2, 2)) == 2.375 / 2 - 0.25
+    assert violation(per_prompt, costs.view(2, 2)) == 2.375 / 2
+    assert violation(replace(per_prompt, slack=0.25), costs.view(2, 2)) == 2.375 / 2 - 0.25
     for wrong in (costs, costs[:, None]):
         with pytest.raises(ValueError, match="num_generations to at least 2"):
-            per_prompt.violation(wrong)
+            violation(per_prompt, wrong)
 
 
 def test_repo_gated_ignores_the_cost_of_safe_responses() -> None:
@@ -116,7 +124,7 @@ def test_repo_gated_ignores_the_cost_of_safe_responses() -> None:
 @pytest.mark.parametrize("margin", [0.0, 1.5])
 def test_repo_rectified_sees_safe_costs_as_zero(margin: float) -> None:
     data = rollout(costs=[-1.0, 2.0, -3.0, 0.5])
-    got = RePO(margin=margin).advantages(data, 3.0)
+    got = RePO(margin=margin).advantages(measured(RePO(margin=margin), data), 3.0)
     want = PPOLag().advantages(replace(data, costs=(data.costs + margin).clamp(min=0)), 3.0)
     assert torch.equal(got.policy, want.policy) and torch.equal(got.cost_returns, want.cost_returns)
 
@@ -125,34 +133,34 @@ def test_repo_per_prompt_weighs_a_cost_by_the_others_of_its_prompt() -> None:
     # Prompt one: -1 and 2, m = .5. The other of -1 is 2 > -.5, so it counts: -.5; the other of 2 is -1: 0.
     # Prompt two: .1 and -.2: both others are above -.5: .6 and .3.
     data = rollout(costs=[-1.0, 2.0, 0.1, -0.2])
-    got = RePO(form="per_prompt", margin=0.5).advantages(data, 3.0)
+    algorithm = RePO(form="per_prompt", margin=0.5)
+    got = algorithm.advantages(measured(algorithm, data), 3.0)
     want = PPOLag().advantages(replace(data, costs=torch.tensor([-0.5, 0.0, 0.6, 0.3])), 3.0)
     torch.testing.assert_close(got.policy, want.policy)
     with pytest.raises(ValueError, match="num_generations to at least 2"):
-        RePO(form="per_prompt").advantages(rollout(group_size=1), 3.0)
+        measured(RePO(form="per_prompt"), rollout(group_size=1))
 
 
 def test_repo_by_hand_on_one_token() -> None:
     # as for PPOLag: A_r = 2.74. Gated and safe (c = -1): A_r / 5. Rectified: c+ = 0, A_c = .01 - .75 = -.74,
     # (2.74 + 4 * .74) / 5 = 1.14. With a margin of 1.5: {.5}+, A_c = .51 - .75 = -.24, (2.74 + 4 * .24) / 5 = .74
     data = one_token(3.0, -1.0)
-    assert RePO(form="gated").advantages(data, 4.0).policy.item() == pytest.approx(0.548)
-    assert RePO().advantages(data, 4.0).policy.item() == pytest.approx(1.14)
-    assert RePO(margin=1.5).advantages(data, 4.0).policy.item() == pytest.approx(0.74)
+    for algorithm, want in ((RePO(form="gated"), 0.548), (RePO(), 1.14), (RePO(margin=1.5), 0.74)):
+        assert algorithm.advantages(measured(algorithm, data), 4.0).policy.item() == pytest.approx(want)
 
 
 def test_repo_forms_coincide_where_every_response_is_unsafe_or_the_multiplier_is_0() -> None:
     unsafe, mixed = rollout(costs=[0.1, 2.0, 1.0, 0.5]), rollout(costs=[-1.0, 2.0, 0.0, 0.5])
     for data, lam in ((unsafe, 3.0), (mixed, 0.0)):
         for form in FORMS:
-            got = RePO(form=form).advantages(data, lam).policy
+            got = RePO(form=form).advantages(measured(RePO(form=form), data), lam).policy
             assert torch.equal(got, PPOLag().advantages(data, lam).policy)
 
 
 def test_repo_clamps_both_streams_in_every_form() -> None:
     data = rollout(costs=[1e3, 1e3, 1e3, 1e3])
     for form in FORMS:
-        got = RePO(form=form).advantages(replace(data, rewards=data.rewards + 1e3), 1.0)
+        got = RePO(form=form).advantages(measured(RePO(form=form), replace(data, rewards=data.rewards + 1e3)), 1.0)
         assert got.reward_returns.abs().max() <= 50.0 + 50.0  # values of other tokens enter, at lambda .95
         last = got.cost_returns.gather(1, data.responses.mask.sum(1, keepdim=True) - 1)
         assert torch.equal(last, torch.full_like(last, 50.0))
@@ -176,7 +184,7 @@ def test_crpo_is_ppo_on_the_reward_under_a_huge_threshold_and_on_minus_the_cost_
     data = rollout()
     for threshold, lam in ((1e6, 0.0), (-1e6, 1e9)):
         algorithm = CRPO(threshold=threshold)
-        got = algorithm.advantages(data, 0.0, algorithm.violation(data.costs)).policy
+        got = algorithm.advantages(data, 0.0, violation(algorithm, data.costs)).policy
         torch.testing.assert_close(got, PPOLag().advantages(data, lam).policy, atol=1e-6, rtol=1e-6)
 
 
@@ -264,10 +272,10 @@ def test_rloo_refuses_groups_of_one() -> None:
 @pytest.mark.parametrize("algorithm", ALL)
 def test_measures_at_their_limit_change_no_algorithm(algorithm: Any, measure: Any) -> None:
     data = rollout()
-    measured = replace(data, costs=measure(data.costs, data.costs))
-    costs = [x.costs.view(-1, data.group_size) for x in (measured, data)]
-    assert algorithm.violation(costs[0]) == algorithm.violation(costs[1])
-    first, second = (algorithm.advantages(x, 2.0, 0.1).policy for x in (data, measured))
+    limit = replace(data, costs=measure.fit(data.costs).measured(data.costs))
+    costs = [x.costs.view(-1, data.group_size) for x in (limit, data)]
+    assert violation(algorithm, costs[0]) == violation(algorithm, costs[1])
+    first, second = (algorithm.advantages(measured(algorithm, x), 2.0, 0.1).policy for x in (data, limit))
     assert torch.equal(first, second)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
+from safe_rlhf_v.cost_measures import MEAN
 from safe_rlhf_v.duals import LogDual
 from safe_rlhf_v.tensors import token_logps
 from safe_rlhf_v.training import checkpoint, online, optimization, runtime
@@ -146,13 +147,13 @@ def arguments(output_dir: Path | str, **changes: Any) -> OnlineArguments:
 
 def trainer(output_dir: Path | str, algorithm: Any = None, dual: Any = None, **changes: Any) -> OnlineTrainer:
     """A trainer on fake roles; `roles`, `scorer`, `demonstrations` and `prompts` may be given beside arguments."""
-    known = ("scorer", "demonstrations", "accelerator", "measure")
+    measure, patience = changes.pop("measure", MEAN), changes.pop("multiplier_patience", 50)
+    known = ("scorer", "demonstrations", "accelerator")
     own = {name: changes.pop(name) for name in known if name in changes}
     roles, prompts = changes.pop("roles", None) or FakeRoles(), changes.pop("prompts", PROMPTS)
     algorithm = algorithm or PPOLag(threshold=-0.2, window=16)
-    return OnlineTrainer(
-        roles, algorithm, dual or LogDual(0.1, 1.0, 5.0), prompts, arguments(output_dir, **changes), **own
-    )
+    constraint = algorithm.constraint(dual or LogDual(0.1, 1.0, 5.0), measure, patience)
+    return OnlineTrainer(roles, algorithm, constraint, prompts, arguments(output_dir, **changes), **own)
 
 
 DEMONSTRATIONS = [(PROMPTS[0], "5 5"), (PROMPTS[1], "5"), (PROMPTS[2], "5 2 5")]
@@ -210,5 +211,6 @@ def run_rank(rank: int, processes: int, port: int, output_dir: str, **changes: A
     run = trainer(output_dir, **changes)
     run.train(resume_from_checkpoint=True)
     state = {name: value.clone() for name, value in run.roles.state_dict().items()}
-    torch.save({"multiplier": run.multiplier, "costs": list(run.costs), **state}, Path(output_dir) / f"rank-{rank}.pt")
+    seen = {"multiplier": run.constraint.multiplier, "costs": list(run.constraint.costs)}
+    torch.save(seen | state, Path(output_dir) / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()

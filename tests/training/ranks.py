@@ -101,8 +101,9 @@ def trainer(
         weight_decay=0.01, ptx_coeff=0.5, max_new_tokens=6,
         save_steps=1, save_total_limit=None, disable_tqdm=True, guidance_rollouts=0,
     )  # fmt: skip
+    algorithm = PPOLag(threshold=-0.2, window=0, delay=0)
     run = OnlineTrainer(
-        roles, PPOLag(threshold=-0.2, window=0, delay=0), LogDual(0.1, 1.0, 5.0), PROMPTS,
+        roles, algorithm, algorithm.constraint(LogDual(0.1, 1.0, 5.0)), PROMPTS,
         OnlineArguments(**(defaults | changes)), demonstrations=DEMONSTRATIONS,
     )  # fmt: skip
     if greedy:

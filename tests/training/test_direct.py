@@ -270,9 +270,9 @@ def test_a_c_dpo_multiplier_at_its_maximum_is_reported(
     """Costs of 1 against a threshold of 0: at its maximum of 2 from the second move on, six moves in all."""
     moved: list[float] = []
     algorithm = CDPO(dual_steps=2, dual_lr=0.5, multiplier=1.0, maximum=2.0)
-    fake = SimpleNamespace(algorithm=algorithm, dual_state=algorithm.dual.init(), log=lambda row: None)
+    fake = SimpleNamespace(algorithm=algorithm, constraint=algorithm.constraint(), log=lambda row: None)
     fake.accelerator = SimpleNamespace(gather=lambda x: x)
-    fake.set_dual = lambda state: (moved.append(state.value), setattr(fake, "dual_state", state))
+    fake.take_multiplier = lambda: moved.append(fake.constraint.multiplier)
     ascent: Any = CostAscent(fake, [], None, None)  # type: ignore[arg-type]
     monkeypatch.setattr(CostAscent, "_costs", lambda self, args, step: torch.ones(3))
     for steps, told in ((12, 0), (1, 1)):

@@ -155,7 +155,8 @@ def test_one_update_of_the_policy(family: str, critics: bool, tmp_path: Path) ->
     )  # fmt: skip
     algorithm = PPOLag(window=0, delay=0) if critics else GroupLag()
     # not 1: of two samples, standardised reward and cost are +-1 each, and would cancel wherever they agree in sign
-    result = OnlineTrainer(roles, algorithm, LogDual(0.1, 0.5, 5.0), prompts(), arguments).train()
+    constraint = algorithm.constraint(LogDual(0.1, 0.5, 5.0))
+    result = OnlineTrainer(roles, algorithm, constraint, prompts(), arguments).train()
     assert result.metrics[0]["clip_fraction"] == 0, "log-probabilities of the rollout are those of the first update"
     changed = {name.split(".")[0] for name, p in roles.state_dict().items() if not torch.equal(p, before[name])}
     assert changed == ({"policy", "reward_critic", "cost_critic"} if critics else {"policy"})

@@ -21,7 +21,7 @@ from safe_rlhf_v.algorithms.p3o import P3O
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.algorithms.repo import RePO
 from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
-from safe_rlhf_v.cost_measures import CVaR, HighConfidence
+from safe_rlhf_v.cost_measures import CVaR, HighConfidence, Mean
 from safe_rlhf_v.duals import AdditiveDual, AugmentedDual, LogDual, PIDDual, fixed
 from safe_rlhf_v.losses import clipped_value_loss
 from safe_rlhf_v.rollout import Passes, collect, minibatch
@@ -60,7 +60,7 @@ def test_every_algorithm_runs_and_writes_its_records(tmp_path: Path, algorithm: 
     result = run.train()
     assert [row["step"] for row in result.metrics] == [1, 2, 3]
     critics = {"reward_value_loss", "cost_value_loss"}
-    assert set(result.metrics[0]) >= (KEYS if algorithm.needs_critics else KEYS - critics)
+    assert set(result.metrics[0]) >= (KEYS if algorithm.critics else KEYS - critics)
     assert all(math.isfinite(value) for row in result.metrics for value in row.values())
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
     saved = torch.load(result.policy_dir / "policy.pt")
@@ -146,7 +146,7 @@ def test_the_measure_is_taken_of_the_known_costs(tmp_path: Path, window: int) ->
     rows = run.train().metrics
     assert rows[0]["cost"] == plain.train().metrics[0]["cost"]  # what is logged is the cost itself
     if window:
-        known = torch.tensor(list(run.costs)).double()
+        known = torch.tensor(list(run.constraint.costs)).double()
         statistic = known.mean() + 0.5 * known.std(correction=0)
         assert rows[-1]["violation"] == pytest.approx(statistic.item() - 0.2, abs=1e-6)
     else:
@@ -417,6 +417,25 @@ def test_mistake_6_a_run_in_two_parts_equals_the_run_in_one(tmp_path: Path, dual
     assert [{**row, "seconds": 0} for row in resumed] == [{**row, "seconds": 0} for row in rows]
 
 
+@pytest.mark.parametrize("algorithm", [PPOLag(threshold=-0.2, window=16, delay=2), RePO(margin=0.1, delay=2)])
+def test_checkpoints_of_earlier_versions_resume(tmp_path: Path, algorithm: Any) -> None:
+    """They held no constraint, no number of observations, and the mean as RePO's measure."""
+    dual = AdditiveDual(0.3, 0.5, 5.0)
+    rows = trainer(tmp_path / "whole", algorithm, dual, max_steps=4).train().metrics
+    trainer(tmp_path / "parts", algorithm, dual, max_steps=2).train()
+    file = tmp_path / "parts" / "checkpoint-2" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    del state["observations"], state["settings"]["constraint"]
+    state["settings"] |= {"measure": {"name": "Mean"}}
+    state["settings"]["arguments"] |= {"multiplier_patience": 50}
+    file.write_text(json.dumps(state))
+    if algorithm.constraint(dual).measure == Mean():
+        with pytest.raises(CheckpointError, match="measure.name: 'Mean' in the checkpoint, 'CVaR' now"):
+            trainer(tmp_path / "parts", algorithm, dual, measure=CVaR(0.5), max_steps=4).load(file.parent)
+    resumed = trainer(tmp_path / "parts", algorithm, dual, max_steps=4).train(resume_from_checkpoint=True).metrics
+    assert [{**row, "seconds": 0} for row in resumed] == [{**row, "seconds": 0} for row in rows]
+
+
 def test_a_finished_run_resumes_to_its_end_at_once(tmp_path: Path) -> None:
     first = trainer(tmp_path, max_steps=3)
     first.train()
@@ -498,9 +517,8 @@ def test_mistake_7_unknown_arguments_are_refused() -> None:
 def test_repo_per_prompt_sees_whole_prompts_of_the_window(tmp_path: Path) -> None:
     """A window of 5 costs and groups of 2: the newest two prompts, whichever sample the window cuts."""
     run = trainer(tmp_path, RePO(form="per_prompt", window=5), AdditiveDual(1.0, 0.0, 50.0))
-    run.step = 1  # past the delay
-    first = run.move_multiplier(torch.tensor([1.0, 2.0]))
-    assert first == 1.5 and run.multiplier == 1.5
-    run.move_multiplier(torch.tensor([-1.0, 3.0]))
+    multiplier, first = run.constraint.observe(torch.tensor([[1.0, 2.0]]))
+    assert first == 1.5 and multiplier == 1.5
+    run.constraint.observe(torch.tensor([[-1.0, 3.0]]))
     # known: 2, -1, 3, -8, 2: prompts of (-1, 3) and (-8, 2), means 1 and -3
-    assert run.move_multiplier(torch.tensor([-8.0, 2.0])) == 0.5
+    assert run.constraint.observe(torch.tensor([[-8.0, 2.0]]))[1] == 0.5

@@ -62,7 +62,7 @@ def train(made: Any, output_dir: Path, **changes: Any) -> list[dict[str, Any]]:
         max_new_tokens=4, guidance_rollouts=0, disable_tqdm=True,
     )  # fmt: skip
     args = OnlineArguments(output_dir=output_dir, **(arguments | changes))
-    return OnlineTrainer(made, PPOLag(), LogDual(0.1, 1.0, 5.0), prompts(), args).train().metrics
+    return OnlineTrainer(made, PPOLag(), PPOLag().constraint(LogDual(0.1, 1.0, 5.0)), prompts(), args).train().metrics
 
 
 @pytest.mark.parametrize("kind", ["adapters", "separate"])

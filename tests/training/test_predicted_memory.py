@@ -89,7 +89,7 @@ def test_checkpointing_adapters_and_forwards_alone_take_less(base: Path) -> None
 def test_sharding_divides_what_stands_and_not_the_tower(base: Path) -> None:
     settings = load_settings(None, [f"model.path={base}", "policy.roles=separate", "policy.max_new_tokens=8"])
     at = memory.Lengths(prompt=32, response=8)
-    one, eight = (memory.policy(settings, base, at, 8, sharded) for sharded in (False, True))
+    one, eight = (memory.policy(settings, base, at, 8, sharded, critics=True) for sharded in (False, True))
     assert eight.held["policy"] == pytest.approx(one.held["policy"] / 8, abs=1)
     assert eight.held["policy optimizer"] == 2 * eight.held["policy"]
     assert len(one.held) == 1 + 6 + 3  # the tower; six models; three optimizers

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from safe_rlhf_v.training.guidance import BoundWatch, describe, summary, threshold_guidance
+from safe_rlhf_v.constraint import BoundWatch
+from safe_rlhf_v.training.guidance import describe, summary, threshold_guidance
 from safe_rlhf_v.training.runtime import (
     Averages,
     MetricsLog,

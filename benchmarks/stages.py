@@ -61,7 +61,7 @@ def bytes_of(parameters: Any) -> int:
 def stages(online: Any, work: Any) -> list[Stage]:
     """Every stage of one update, on a rollout taken beforehand."""
     roles, drawn = online.roles, online.collect()
-    advantages = online.algorithm.advantages(drawn, online.multiplier, 0.0)
+    advantages = online.algorithm.advantages(drawn, online.constraint.multiplier, 0.0)
     part = minibatch(drawn, advantages, list(range(len(drawn))))
     inputs, responses = drawn.prompts, drawn.responses
     language = bytes_of(roles.backbone.get_decoder().parameters())

@@ -233,7 +233,7 @@ def _adapter_config(path: str | Path) -> dict[str, Any] | None:
 
 
 def require_fitting(path: str | Path, shapes: Mapping[str, list[int]]) -> None:
-    """Raises ModelError where the embedding in the files of weights has another shape than config.json says.
+    """Raises ModelError where the embedding in the files of weights does not fit the shape that config.json says.
 
     Read before anything is allocated: where a section of config.json is missing, transformers takes one of a far
     larger model. shapes: of the weights, by name.
@@ -244,7 +244,7 @@ def require_fitting(path: str | Path, shapes: Mapping[str, list[int]]) -> None:
     with reading(path, "not a vision-language model that transformers can load"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code()).get_text_config()
         wanted = [int(config.vocab_size), int(config.hidden_size)]
-    if wanted not in found:
+    if not any(rows >= wanted[0] and width == wanted[1] for rows, width in found):  # Mllama has rows beside those
         raise ModelError(
             f"{path}: config.json says that the embedding is {wanted[0]} x {wanted[1]}, and in the weights it is "
             f"{found[0][0]} x {found[0][1]}: take config.json and weights of one model"

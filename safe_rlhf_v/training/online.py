@@ -173,9 +173,7 @@ class OnlineTrainer:
             shown = {name: f"{metrics[name]:.3g}" for name in ("reward", "cost", "multiplier", "kl")}
             bar.set_postfix(shown)
             if bar.disable and self._talks:
-                said = [f"{name} {value}" for name, value in shown.items()]
-                said += filter(None, [self.left(self.step, self.args.max_steps)])
-                print(f"step {self.step} of {self.args.max_steps}: {'  '.join(said)}", flush=True)
+                print(self.left.line(self.step, self.args.max_steps, shown), flush=True)
 
     def save(self) -> None:
         """Write checkpoint-<step>: everything the next steps depend on. Whole, or not there at all."""

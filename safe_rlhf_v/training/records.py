@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class TimeLeft:
         a_step = (time.monotonic() - self.started) / (step - self.step)
         return f"{tqdm.format_interval(a_step * (total - step))} left"
 
+    def line(self, step: int, total: int, figures: Mapping[str, str]) -> str:
+        """`step 8 of 12: loss 0.31  02:05 left`."""
+        parts = [f"{name} {value}" for name, value in figures.items()] + [self(step, total)]
+        return f"step {step} of {total}: {'  '.join(filter(None, parts))}"
+
 
 class ProgressBar(TrainerCallback):
     """A bar on a terminal, elsewhere a line every logging_steps with the time left; and where a run goes on."""
@@ -67,12 +73,10 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if self.bar is None or not logs or "loss" not in logs:
             return
-        shown = {k: f"{logs[k]:.3g}" for k in ("loss", "accuracy") if k in logs}
+        shown: dict[str, str] = {k: f"{logs[k]:.3g}" for k in ("loss", "accuracy") if k in logs}
         self.bar.set_postfix(shown, refresh=False)
         if self.bar.disable and state.is_world_process_zero:
-            said = [f"{name} {value}" for name, value in shown.items()]
-            said += filter(None, [self.left(state.global_step, state.max_steps)])
-            print(f"{self.name} step {state.global_step} of {state.max_steps}: {'  '.join(said)}", flush=True)
+            print(f"{self.name} {self.left.line(state.global_step, state.max_steps, shown)}", flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

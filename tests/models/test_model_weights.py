@@ -45,7 +45,7 @@ def sharded(folder: Path, index: str) -> None:
     (folder / "model.safetensors.index.json").write_text(index)
 
 
-def said(folder: Path, key: str, value: object) -> None:
+def edited(folder: Path, key: str, value: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
 
@@ -62,8 +62,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "index of nothing": (lambda m: sharded(m, "[]"), "has no weight_map"),
     "index empty": (lambda m: sharded(m, ""), "index.json is empty"),
     "config empty": (lambda m: (m / "config.json").write_text(""), "model"),
-    "config without a text section": (lambda m: said(m, "text_config", None), "embedding is .* x .* in the weights"),
-    "config of words": (lambda m: said(m, "text_config", "x"), "not a vision-language model"),
+    "config without a text section": (lambda m: edited(m, "text_config", None), "embedding is .* x .* in the weights"),
+    "config of words": (lambda m: edited(m, "text_config", "x"), "not a vision-language model"),
     "config of no model": (lambda m: (m / "config.json").write_text("[]"), "model"),
 }  # fmt: skip
 

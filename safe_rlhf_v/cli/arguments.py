@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from safe_rlhf_v.cli.boundary import show_all_text
+from safe_rlhf_v.errors import show_all_text
 
 
 class App(typer.Typer):

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from safe_rlhf_v.cli.culprit import culprit
+from safe_rlhf_v.culprit import culprit
 
 P = ParamSpec("P")
 R = TypeVar("R")

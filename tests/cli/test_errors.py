@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_cli import error, run
 
-from safe_rlhf_v.cli.boundary import user_errors
-from safe_rlhf_v.cli.common import plain, show
 from safe_rlhf_v.cli.train import next_command
+from safe_rlhf_v.console import plain, show
+from safe_rlhf_v.errors import user_errors
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["w[bold]x", "exp[/b]", "a:cat:b", "[link=x]", "back\\", "12:30:05", "ä[é]"]

@@ -17,7 +17,7 @@ SUFFIXES = {
     "UnpicklingError": WEIGHTS,
     "ArrowException": (".parquet", ".arrow"),
 }
-PARTS = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[2] / "safe_rlhf_v"))  # of the program, not the user's
+PARTS = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))  # of the program, not the user's
 CODE = (".py", ".pyc", ".so", ".jinja2")
 
 

@@ -1,0 +1,39 @@
+"""What is said to whoever runs a command: lines and tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console(emoji=False)  # :fire: in a path or an answer is no picture
+
+
+def plain(text: str) -> None:
+    """Text of our own or of a model, printed as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(title: str, values: Mapping[str, Any]) -> None:
+    """A two-column table; nested mappings become sections, missing values stay away."""
+    table = Table(title=Text(title), title_justify="left", show_header=False, title_style="bold")
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            table.add_section()
+            for key, inner in value.items():
+                if isinstance(inner, int | float | str):
+                    table.add_row(_words(f"{name} {key}"), _number(inner))
+        elif value is not None and not isinstance(value, list | tuple):
+            table.add_row(_words(name), _number(value))
+    console.print(table)
+
+
+def _words(name: str) -> Text:
+    return Text(name.replace("_", " "))
+
+
+def _number(value: Any) -> Text:
+    return Text(f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -1,4 +1,4 @@
-"""How often a comparison errs, and what it finds, where seeds differ: the intervals of evaluation/crossed.py.
+"""How often a comparison errs, and what it finds, where seeds differ: the intervals of comparison/crossed.py.
 
     python benchmarks/false_verdicts.py [--tables 40000]
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from safe_rlhf_v.evaluation.crossed import half_width
+from safe_rlhf_v.comparison.crossed import half_width
 
 Array = NDArray[np.float64]
 Rule = Callable[[Array, Array, Array, tuple[int, int], float], Array]

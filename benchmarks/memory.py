@@ -26,9 +26,9 @@ from beavertails_v.images import Picture
 from beavertails_v.picture_world import vocabulary
 from beavertails_v.schema import Comparison, Prompt, Response
 from safe_rlhf_v.config import Settings, load_settings
-from safe_rlhf_v.models.allocations import Allocations
-from safe_rlhf_v.models.tiny import tiny_llava
-from safe_rlhf_v.training import memory
+from safe_rlhf_v.demo.tiny import tiny_llava
+from safe_rlhf_v.planning import stages as memory
+from safe_rlhf_v.planning.allocations import Allocations
 from safe_rlhf_v.training.online import OnlineTrainer
 from safe_rlhf_v.training.trainers import SupervisedTrainer
 

@@ -12,7 +12,7 @@ import argparse
 from dataclasses import replace
 
 from safe_rlhf_v.models.adapters import LoraSettings
-from safe_rlhf_v.models.footprint import sizes
+from safe_rlhf_v.planning.footprint import sizes
 from safe_rlhf_v.training.traffic import Hardware, Work, ddp, fsdp2, hybrid_seconds, seconds
 
 

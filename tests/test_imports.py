@@ -12,7 +12,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 # Inside safe_rlhf_v a file imports from its own layer or a lower one.
 LAYERS = [
-    {"types", "config", "config_io", "files", "console", "errors", "culprit"},
+    {"types", "config", "config_io", "files", "console", "errors", "culprit", "jobs"},
     {"tensors"},
     {"losses", "advantages", "duals", "cost_measures", "constraint"},
     {"algorithms"},
@@ -20,8 +20,12 @@ LAYERS = [
     {"batching", "rollout", "scorers", "training"},
     {"evaluation"},
     {"refinement"},
+    {"stages"},
+    {"planning", "demo"},
+    {"comparison"},
     {"cli"},
 ]
+APPLICATION = {"stages", "planning", "demo", "comparison", "cli"}  # what may know the guard
 MATHS = {"tensors", "losses", "advantages", "duals", "cost_measures", "constraint"}
 
 
@@ -61,12 +65,13 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_run_one_way(path: Path) -> None:
-    package, used, cli = path.relative_to(ROOT).parts[0], packages(path), ROOT / "safe_rlhf_v" / "cli"
+    (package, room), used = path.relative_to(ROOT).parts[:2], packages(path)
     if package == "beavertails_v":
         assert not used & {"torch", "transformers", "safe_rlhf_v", "guard"}
-    elif cli not in path.parents:
-        assert package == "guard" or "guard" not in used
-        assert not any(name.startswith("safe_rlhf_v.cli") for name in imports(path))
+    elif package == "safe_rlhf_v":
+        assert room in APPLICATION or "guard" not in used
+    else:
+        assert not {name.split(".")[1] for name in imports(path) if name.startswith("safe_rlhf_v.")} & APPLICATION
     own = layer(module(path))
     if own is not None:
         above = {name for name in imports(path) if (layer(name) or 0) > own}

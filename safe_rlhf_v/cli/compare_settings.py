@@ -10,10 +10,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from safe_rlhf_v.comparison.claims import Claim
+from safe_rlhf_v.comparison.comparison import REFERENCE
 from safe_rlhf_v.config import Count, Location, Positive, Rate, Section, SettingsError
 from safe_rlhf_v.config_io import apply_override, read_yaml, validate
-from safe_rlhf_v.evaluation.claims import Claim
-from safe_rlhf_v.evaluation.comparison import REFERENCE
 
 CONTROL = "control"
 IMITATING = ("policy", "direct", "iterative")

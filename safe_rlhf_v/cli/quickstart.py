@@ -18,12 +18,12 @@ import typer
 from safe_rlhf_v.cli import stages
 from safe_rlhf_v.cli.common import console, plain, user_errors
 from safe_rlhf_v.cli.compare_plan import share_of_steps
-from safe_rlhf_v.cli.forked import one_thread, ranks
-from safe_rlhf_v.cli.live import LiveWatcher
-from safe_rlhf_v.cli.scheduler import THREADS, Job, run_jobs
 from safe_rlhf_v.cli.stage_folder import read_done, run_stage
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.evaluation.bars import check, print_outcomes
+from safe_rlhf_v.jobs.forked import one_thread, ranks
+from safe_rlhf_v.jobs.live import LiveWatcher
+from safe_rlhf_v.jobs.scheduler import THREADS, Job, run_jobs
 
 TITLES = {
     "data": "draw the picture world, in the layout of BeaverTails-V",
@@ -79,7 +79,7 @@ def make_world(settings: Settings, workers: int = 1, **world: Any) -> None:
 
 def make_start(settings: Settings, start: Path | None = None) -> None:
     """The picture world's start model to <output_dir>/start, unless it is there."""
-    from safe_rlhf_v.models.tiny import write_picture_world_model
+    from safe_rlhf_v.demo.tiny import write_picture_world_model
 
     def work(folder: Path) -> dict[str, Any]:
         write_picture_world_model(folder, start=start)

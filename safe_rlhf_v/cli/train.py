@@ -147,8 +147,8 @@ def start_model(
 
     Example: safe-rlhf-v train start runs/start --pictures my_pictures --held-out-style oil
     """
-    from safe_rlhf_v.training.naming import teach_names
-    from safe_rlhf_v.training.tower import TowerSettings, pretrain_tower
+    from safe_rlhf_v.demo.naming import teach_names
+    from safe_rlhf_v.demo.tower import TowerSettings, pretrain_tower
 
     seeing = TowerSettings(pictures=count, steps=tower_steps, seed=seed)
     naming = TowerSettings(pictures=count // 3 * 2, steps=naming_steps, learning_rate=2e-3, seed=seed)

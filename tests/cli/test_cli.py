@@ -27,11 +27,11 @@ from safe_rlhf_v.cli import app, build, evaluation, stages
 from safe_rlhf_v.cli.answering import Scoring
 from safe_rlhf_v.cli.stage_folder import identity, run_stage
 from safe_rlhf_v.config import SettingsError, load_settings
+from safe_rlhf_v.demo.tiny import tiny_llava
 from safe_rlhf_v.generation import Sampling
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.models.tiny import tiny_llava
 
 TINY = """
 output_dir: {folder}/run

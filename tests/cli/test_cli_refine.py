@@ -9,7 +9,7 @@ from beavertails_v.dialogues import Dialogue, Turn, load_dialogues, write_dialog
 from beavertails_v.picture_world import vocabulary, write
 from safe_rlhf_v.cli import app, refinement
 from safe_rlhf_v.config import load_settings
-from safe_rlhf_v.models.tiny import tiny_llava
+from safe_rlhf_v.demo.tiny import tiny_llava
 
 TINY = """
 output_dir: {folder}/run

@@ -7,7 +7,7 @@ import pytest
 from test_cli import error, run
 
 from beavertails_v.picture_world import vocabulary
-from safe_rlhf_v.models.tiny import tiny_llava
+from safe_rlhf_v.demo.tiny import tiny_llava
 
 MAP = """
 name: mine

@@ -33,10 +33,10 @@ from safe_rlhf_v.cli.compare_settings import CompareSettings, flat_overrides, lo
 from safe_rlhf_v.cli.measure import effort
 from safe_rlhf_v.cli.stage_folder import write_json
 from safe_rlhf_v.config import SettingsError, load_settings
+from safe_rlhf_v.demo.tiny import tiny_llava
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import load_processor
-from safe_rlhf_v.models.tiny import tiny_llava
 
 CONFIG = Path(__file__).parents[2] / "configs" / "compare.yaml"
 ALL_METHODS = CONFIG.with_name("compare_all.yaml")  # adds to it, in the same folder
@@ -229,7 +229,7 @@ def test_from_settings_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Base models given, one method, one seed, and one that fails. The start model is measured by a real process."""
     real = subprocess.Popen
     monkeypatch.setattr(
-        "safe_rlhf_v.cli.scheduler.subprocess.Popen",
+        "safe_rlhf_v.jobs.scheduler.subprocess.Popen",
         lambda command, **how: (real if command[-1].endswith("base/reference") else Forked)(command, **how),
     )
     write(tmp_path / "data", train=8, evaluation=8)

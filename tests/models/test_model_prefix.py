@@ -11,11 +11,11 @@ import torch
 from more_families import ALL, known
 from tiny_models import FAMILIES, prompts
 
-from safe_rlhf_v.models.allocations import Allocations
 from safe_rlhf_v.models.backbone import encode_images, hidden_states
 from safe_rlhf_v.models.collation import distinct
 from safe_rlhf_v.models.memory import recompute_language
 from safe_rlhf_v.models.prefix import readable_once, reads_once, response_states
+from safe_rlhf_v.planning.allocations import Allocations
 from safe_rlhf_v.types import Inputs, Responses
 
 families = pytest.mark.parametrize("family", FAMILIES)

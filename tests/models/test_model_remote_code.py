@@ -14,9 +14,9 @@ from transformers import EfficientNetConfig, LlamaConfig, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from safe_rlhf_v.models.backbone import encode_images, hidden_states, load_backbone
-from safe_rlhf_v.models.footprint import meta_model
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.source import TRUST, ModelError
+from safe_rlhf_v.planning.footprint import meta_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "small_vlm"
 

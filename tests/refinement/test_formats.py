@@ -98,7 +98,7 @@ def test_the_teacher_sees_the_truth_and_every_answer() -> None:
 
 
 def test_the_format_goes_by_what_the_tokenizer_knows() -> None:
-    from safe_rlhf_v.models.tiny import word_tokenizer
+    from safe_rlhf_v.demo.tiny import word_tokenizer
 
     assert format_for(word_tokenizer(["a", "hat"])) is WORDS
     every = (FIRE.first + FIRE.teacher).lower().replace("<", " ").replace(">", " ").split()

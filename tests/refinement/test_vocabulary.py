@@ -4,9 +4,9 @@ import torch
 
 from beavertails_v import Prompt
 from beavertails_v.picture_world import vocabulary
+from safe_rlhf_v.demo.tiny import tiny_llava
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.models.tiny import tiny_llava
 from safe_rlhf_v.refinement.formats import WORDS, unknown_words
 from safe_rlhf_v.refinement.vocabulary import format_of, teacher_words, with_words
 

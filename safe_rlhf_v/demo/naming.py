@@ -23,11 +23,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from beavertails_v.picture_world.dataset import picture_styles
 from beavertails_v.picture_world.draw import Scene, world
 from beavertails_v.picture_world.language import Question, answer, combination_held_out, wordings
+from safe_rlhf_v.demo.tiny import picture_world_model
+from safe_rlhf_v.demo.tower import TowerSettings, by_style, draw_all, pixel_scale, random_scenes
 from safe_rlhf_v.losses import token_cross_entropy
 from safe_rlhf_v.models.processing import stack_responses
-from safe_rlhf_v.models.tiny import picture_world_model
 from safe_rlhf_v.tensors import token_logps
-from safe_rlhf_v.training.tower import TowerSettings, by_style, draw_all, pixel_scale, random_scenes
 
 LEVELS = ("named", "full", "full")
 

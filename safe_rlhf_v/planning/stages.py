@@ -15,7 +15,7 @@ from typing import Any
 
 from safe_rlhf_v.config import PolicySection, Settings, SettingsError, TrainSection
 from safe_rlhf_v.models.backbone import to_dtype
-from safe_rlhf_v.models.footprint import Sizes, Step, sizes, step_peak
+from safe_rlhf_v.planning.footprint import Sizes, Step, sizes, step_peak
 from safe_rlhf_v.training.supervised import lora_settings
 
 FLOAT = 4  # bytes of float32: adapters, their gradients, AdamW's two moments

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from safe_rlhf_v.evaluation.crossed import Estimate
+from safe_rlhf_v.comparison.crossed import Estimate
 from safe_rlhf_v.evaluation.plots import AFTER, INK, METHODS, MUTED, PAPER, PERCENT, new_axes, to_svg
 
 MARKS = "oDs^vP*Xphd<>"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
-from safe_rlhf_v.cli.forked import Forked, follow
+from safe_rlhf_v.jobs.forked import Forked, follow
 
 State = Literal["done before", "done", "failed", "not run"]
 TAIL = 15

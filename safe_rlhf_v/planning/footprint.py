@@ -18,11 +18,11 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from safe_rlhf_v.models.allocations import Allocations
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, outside_language, to_dtype
 from safe_rlhf_v.models.memory import recompute_language
 from safe_rlhf_v.models.prefix import empty, keeps_plain_caches, release, repeated
 from safe_rlhf_v.models.source import reading, trust_remote_code
+from safe_rlhf_v.planning.allocations import Allocations
 from safe_rlhf_v.tensors import token_logps
 
 Loss = Literal["logps", "values", "score"]

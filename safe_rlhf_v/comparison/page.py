@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from safe_rlhf_v.evaluation import comparison_plots as draw
-from safe_rlhf_v.evaluation import plots, verdict
-from safe_rlhf_v.evaluation.claims import ALPHA, Finding
-from safe_rlhf_v.evaluation.comparison import (
+from safe_rlhf_v.comparison import plots as draw
+from safe_rlhf_v.comparison.claims import ALPHA, Finding
+from safe_rlhf_v.comparison.comparison import (
     FIGURES,
     REFERENCE,
     TAU,
@@ -25,7 +24,8 @@ from safe_rlhf_v.evaluation.comparison import (
     gaps,
     multipliers,
 )
-from safe_rlhf_v.evaluation.crossed import Estimate, crossed
+from safe_rlhf_v.comparison.crossed import Estimate, crossed
+from safe_rlhf_v.evaluation import plots, verdict
 from safe_rlhf_v.evaluation.report import cell, duration
 from safe_rlhf_v.evaluation.statistics import Interval
 from safe_rlhf_v.files import replace_text
@@ -82,7 +82,7 @@ def to_json(data: PageData) -> dict[str, Any]:
 def render(data: PageData) -> str:
     """The page as text."""
     environment = Environment(
-        loader=PackageLoader("safe_rlhf_v.evaluation"),
+        loader=ChoiceLoader([PackageLoader("safe_rlhf_v.comparison"), PackageLoader("safe_rlhf_v.evaluation")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,8 +8,8 @@ import pytest
 from compared import comparison, gap_rows, run, table
 from pydantic import ValidationError
 
-from safe_rlhf_v.evaluation.claims import Claim, Finding, judge_claims
-from safe_rlhf_v.evaluation.comparison import REFERENCE, Comparison, RunInfo, make_run
+from safe_rlhf_v.comparison.claims import Claim, Finding, judge_claims
+from safe_rlhf_v.comparison.comparison import REFERENCE, Comparison, RunInfo, make_run
 
 START = run(REFERENCE, 0, 0.6, 1.0, stage="", title="start")
 
@@ -227,7 +227,7 @@ def test_unknown_figures_and_kinds_are_refused() -> None:
 
 
 def test_gap_rows_are_read_back() -> None:
-    from safe_rlhf_v.evaluation.comparison import gaps
+    from safe_rlhf_v.comparison.comparison import gaps
 
     rows = [*gap_rows(1.0), {"step": 2, "gap": 0.5}, {"step": 3}]
     assert gaps(run("m", 0, 0.1, 0.0, metrics=rows)) == [(1.0, 1.0, 0.8, 1.2), (2.0, 0.5, None, None)]

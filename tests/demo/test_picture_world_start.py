@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from beavertails_v import Picture, Prompt
 from beavertails_v.picture_world.draw import draw, world
 from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.demo import naming, tower
+from safe_rlhf_v.demo.tiny import picture_world_model, write_picture_world_model
+from safe_rlhf_v.demo.tower import TowerSettings, pretrain_tower, random_scenes
 from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.models.tiny import picture_world_model, write_picture_world_model
-from safe_rlhf_v.training import naming, tower
-from safe_rlhf_v.training.tower import TowerSettings, pretrain_tower, random_scenes
 
 SMALL = TowerSettings(pictures=12, steps=4, batch_size=4, save_steps=2)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from safe_rlhf_v.evaluation.comparison import ANSWER_COLUMNS, REFERENCE, Comparison, Run, RunInfo, make_run
+from safe_rlhf_v.comparison.comparison import ANSWER_COLUMNS, REFERENCE, Comparison, Run, RunInfo, make_run
 
 
 def table(unsafe: np.ndarray, cost: np.ndarray, helpful: float = 2.0) -> pa.Table:

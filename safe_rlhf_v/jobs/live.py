@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from safe_rlhf_v.cli.scheduler import Job, Outcome, Running
+from safe_rlhf_v.jobs.scheduler import Job, Outcome, Running
 
 EVERY = 60.0
 """Seconds between two lines where the console is no terminal."""

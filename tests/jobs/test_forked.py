@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 START = """
 import functools, os, signal, sys, time
 from pathlib import Path
-from safe_rlhf_v.cli.forked import Forked, ranks
-from safe_rlhf_v.cli.scheduler import Job, run_jobs
+from safe_rlhf_v.jobs.forked import Forked, ranks
+from safe_rlhf_v.jobs.scheduler import Job, run_jobs
 folder = Path(sys.argv[1])
 class Silent:
     def started(self, job): pass

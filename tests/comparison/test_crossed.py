@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from safe_rlhf_v.evaluation.crossed import crossed, half_width, holm, variances
+from safe_rlhf_v.comparison.crossed import crossed, half_width, holm, variances
 from safe_rlhf_v.evaluation.statistics import wilson
 
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from compared import comparison, multiplier_rows, run, table
 
-from safe_rlhf_v.evaluation.claims import Claim, judge_claims
-from safe_rlhf_v.evaluation.comparison import (
+from safe_rlhf_v.comparison.claims import Claim, judge_claims
+from safe_rlhf_v.comparison.comparison import (
     FIGURES,
     REFERENCE,
     Comparison,
@@ -23,8 +23,8 @@ from safe_rlhf_v.evaluation.comparison import (
     result_rows,
     write_results,
 )
-from safe_rlhf_v.evaluation.comparison_page import Failure, PageData, p_value, render, write_page
-from safe_rlhf_v.evaluation.comparison_plots import spread
+from safe_rlhf_v.comparison.page import Failure, PageData, p_value, render, write_page
+from safe_rlhf_v.comparison.plots import spread
 from safe_rlhf_v.evaluation.statistics import compensation
 
 

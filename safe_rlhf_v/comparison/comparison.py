@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from safe_rlhf_v.evaluation.crossed import Estimate, crossed
-from safe_rlhf_v.evaluation.mixture import left_by_lot
+from safe_rlhf_v.comparison.crossed import Estimate, crossed
+from safe_rlhf_v.comparison.mixture import left_by_lot
 from safe_rlhf_v.evaluation.run import Answer, Predicate
 from safe_rlhf_v.evaluation.statistics import compensation
 

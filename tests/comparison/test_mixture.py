@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from safe_rlhf_v.evaluation.mixture import between, left_by_lot
+from safe_rlhf_v.comparison.mixture import between, left_by_lot
 
 
 def test_the_two_runs_around_a_mean() -> None:

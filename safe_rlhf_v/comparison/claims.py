@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from safe_rlhf_v.evaluation.comparison import FIGURES, REFERENCE, Array, Comparison, slacks
-from safe_rlhf_v.evaluation.crossed import Estimate, crossed, holm
-from safe_rlhf_v.evaluation.mixture import between
+from safe_rlhf_v.comparison.comparison import FIGURES, REFERENCE, Array, Comparison, slacks
+from safe_rlhf_v.comparison.crossed import Estimate, crossed, holm
+from safe_rlhf_v.comparison.mixture import between
 
 Verdict = Literal["holds", "does not hold", "not decided"]
 ALPHA = 0.05

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from safe_rlhf_v.cli.live import LiveWatcher, clock
-from safe_rlhf_v.cli.scheduler import Job, Outcome, Running, run_jobs
+from safe_rlhf_v.jobs.live import LiveWatcher, clock
+from safe_rlhf_v.jobs.scheduler import Job, Outcome, Running, run_jobs
 
 
 class Recorder:

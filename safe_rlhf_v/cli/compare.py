@@ -30,8 +30,10 @@ from safe_rlhf_v.cli.measure import stage_metrics
 from safe_rlhf_v.cli.quickstart import make_start, make_world
 from safe_rlhf_v.cli.stage_folder import write_json
 from safe_rlhf_v.comparison.claims import judge_claims
-from safe_rlhf_v.comparison.comparison import Comparison, read_run, write_results
+from safe_rlhf_v.comparison.comparison import Comparison
 from safe_rlhf_v.comparison.page import Failure, PageData, write_page
+from safe_rlhf_v.comparison.results import write_results
+from safe_rlhf_v.comparison.runs import read_run
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.config_io import dump_yaml
 from safe_rlhf_v.jobs.live import LiveWatcher, clock

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from safe_rlhf_v.comparison.claims import Claim
-from safe_rlhf_v.comparison.comparison import REFERENCE
+from safe_rlhf_v.comparison.runs import REFERENCE
 from safe_rlhf_v.config import Count, Location, Positive, Rate, Section, SettingsError
 from safe_rlhf_v.config_io import apply_override, read_yaml, validate
 

@@ -20,7 +20,7 @@ from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.answering import Answering, Scoring
 from safe_rlhf_v.cli.evaluation import Truth
 from safe_rlhf_v.cli.stage_folder import read_done, write_json
-from safe_rlhf_v.comparison.comparison import RUN_FIELDS, answer_table
+from safe_rlhf_v.comparison.runs import RUN_FIELDS, answer_table
 from safe_rlhf_v.config import Settings, load_settings
 from safe_rlhf_v.evaluation.run import collect
 from safe_rlhf_v.files import replacing

@@ -17,9 +17,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from safe_rlhf_v.comparison.comparison import FIGURES, REFERENCE, Array, Comparison, slacks
+from safe_rlhf_v.comparison.comparison import FIGURES, Comparison
 from safe_rlhf_v.comparison.crossed import Estimate, crossed, holm
 from safe_rlhf_v.comparison.mixture import between
+from safe_rlhf_v.comparison.runs import REFERENCE, Array, slacks
 
 Verdict = Literal["holds", "does not hold", "not decided"]
 ALPHA = 0.05
@@ -46,7 +47,13 @@ class Claim(BaseModel):
     paper: str
     text: str
     kind: Literal[
-        "difference", "equal_cost", "equal_reward", "smallest_bound", "largest_bound", "bound_error", "slope",
+        "difference",
+        "equal_cost",
+        "equal_reward",
+        "smallest_bound",
+        "largest_bound",
+        "bound_error",
+        "slope",
         "slack",
     ] = "difference"
     method: str

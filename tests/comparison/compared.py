@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from safe_rlhf_v.comparison.comparison import ANSWER_COLUMNS, REFERENCE, Comparison, Run, RunInfo, make_run
+from safe_rlhf_v.comparison.comparison import Comparison
+from safe_rlhf_v.comparison.runs import ANSWER_COLUMNS, REFERENCE, Run, RunInfo, make_run
 
 
 def table(unsafe: np.ndarray, cost: np.ndarray, helpful: float = 2.0) -> pa.Table:
@@ -62,7 +63,9 @@ def multiplier_rows(*names: str) -> list[dict[str, Any]]:
 def gap_rows(*gaps: float) -> list[dict[str, Any]]:
     return [
         {
-            "step": t, "multiplier": {"cost": 0.5 * t}, "slack": {"cost": -g},
+            "step": t,
+            "multiplier": {"cost": 0.5 * t},
+            "slack": {"cost": -g},
             "gap": {"value": g, "low": g - 0.2, "high": g + 0.2},
         }
         for t, g in enumerate(gaps, 1)

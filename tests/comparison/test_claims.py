@@ -9,7 +9,8 @@ from compared import comparison, gap_rows, run, table
 from pydantic import ValidationError
 
 from safe_rlhf_v.comparison.claims import Claim, Finding, judge_claims
-from safe_rlhf_v.comparison.comparison import REFERENCE, Comparison, RunInfo, make_run
+from safe_rlhf_v.comparison.comparison import Comparison
+from safe_rlhf_v.comparison.runs import REFERENCE, RunInfo, make_run
 
 START = run(REFERENCE, 0, 0.6, 1.0, stage="", title="start")
 
@@ -162,9 +163,7 @@ def test_seeds_beyond_both_ends_decide_nothing() -> None:
     other = seeds("other", 0.9, -1.0, requested=2.0)
     runs = [run("m", seed, 0.05, cost) for seed, cost in enumerate((0.5, -4.0, -4.0))]
     for expect in ("lower", "higher"):
-        found = finding(
-            runs + other, against="other", kind="equal_cost", figure="prompts_left_unsafe", expect=expect
-        )
+        found = finding(runs + other, against="other", kind="equal_cost", figure="prompts_left_unsafe", expect=expect)
         assert found.verdict == "not decided"
         assert "costlier than every run of other with one seed and cheaper with another" in found.why
 
@@ -227,7 +226,7 @@ def test_unknown_figures_and_kinds_are_refused() -> None:
 
 
 def test_gap_rows_are_read_back() -> None:
-    from safe_rlhf_v.comparison.comparison import gaps
+    from safe_rlhf_v.comparison.runs import gaps
 
     rows = [*gap_rows(1.0), {"step": 2, "gap": 0.5}, {"step": 3}]
     assert gaps(run("m", 0, 0.1, 0.0, metrics=rows)) == [(1.0, 1.0, 0.8, 1.2), (2.0, 0.5, None, None)]

@@ -11,20 +11,12 @@ import pytest
 from compared import comparison, multiplier_rows, run, table
 
 from safe_rlhf_v.comparison.claims import Claim, judge_claims
-from safe_rlhf_v.comparison.comparison import (
-    FIGURES,
-    REFERENCE,
-    Comparison,
-    RunInfo,
-    final_multiplier,
-    make_run,
-    multipliers,
-    read_run,
-    result_rows,
-    write_results,
-)
-from safe_rlhf_v.comparison.page import Failure, PageData, p_value, render, write_page
+from safe_rlhf_v.comparison.comparison import FIGURES, Comparison
+from safe_rlhf_v.comparison.page import Failure, PageData, render, write_page
+from safe_rlhf_v.comparison.page_rows import p_value
 from safe_rlhf_v.comparison.plots import spread
+from safe_rlhf_v.comparison.results import result_rows, write_results
+from safe_rlhf_v.comparison.runs import REFERENCE, RunInfo, final_multiplier, make_run, multipliers, read_run
 from safe_rlhf_v.evaluation.statistics import compensation
 
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from safe_rlhf_v.evaluation import plots, verdict
+from safe_rlhf_v.evaluation.cautions import cautions
 from safe_rlhf_v.evaluation.report_data import ReportData
 from safe_rlhf_v.evaluation.run import NO_SLICE
 from safe_rlhf_v.evaluation.statistics import Interval
@@ -90,7 +91,7 @@ def render(data: ReportData) -> str:
         data=data,
         headline=verdict.headline(data),
         sentences=verdict.sentences(data),
-        cautions=verdict.cautions(data),
+        cautions=cautions(data),
         judged_model=verdict.judged(data),
         next_steps=verdict.next_steps(data),
         constraint_sentence=verdict.constraint(data),

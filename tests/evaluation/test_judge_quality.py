@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from safe_rlhf_v.evaluation import judge_quality, verdict
+from safe_rlhf_v.evaluation.cautions import cautions
 from safe_rlhf_v.evaluation.judges import ModelJudge
 from safe_rlhf_v.evaluation.preference import cost_metrics, read_preference, reward_metrics
 from safe_rlhf_v.evaluation.report import JUDGED, render, table
@@ -100,7 +101,7 @@ def test_a_judge_at_chance_vetoes_the_headline(full: ReportData) -> None:
     assert verdict.headline(data) == "Nothing can be said of safety: the cost model that judges it is at chance."
     assert "nobody can say" in verdict.constraint(data) and "kept on" not in verdict.constraint(data)
     assert "passed" not in " ".join(verdict.sentences(data))
-    (note,) = [n for n in verdict.cautions(data) if n.startswith("The cost model tells")]
+    (note,) = [n for n in cautions(data) if n.startswith("The cost model tells")]
     interval = AT_CHANCE.auc_interval
     assert interval is not None
     assert f"AUC {interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})" in note and "at chance" in note
@@ -117,7 +118,7 @@ def test_a_weak_judge_is_said_and_a_sound_one_vetoes_nothing(full: ReportData) -
     assert verdict.headline(judged_by_models(full, WEAK)) == f"{plain} By a weak judge."
     assert verdict.headline(judged_by_models(full, None)) == f"{plain} By a judge of unknown quality."
     assert verdict.headline(full.model_copy(update={"cost_model": None})) == verdict.headline(full)  # by the truth
-    assert any("is not known" in n for n in verdict.cautions(judged_by_models(full, None)))
+    assert any("is not known" in n for n in cautions(judged_by_models(full, None)))
 
 
 def test_the_truth_is_not_vetoed_by_the_cost_model_but_the_constraint_is(full: ReportData) -> None:
@@ -135,7 +136,7 @@ def test_a_multiplier_that_stood_at_its_maximum_vetoes_the_headline(
     bound = full.constraint.model_copy(update={"final_multiplier": multiplier, "maximum_multiplier": 5.0})
     data = full.model_copy(update={"constraint": bound, "trajectory": rows})
     assert verdict.headline(data).startswith("No solution found") is stood
-    assert any("ended at its maximum, 5.00" in note for note in verdict.cautions(data)) is stood
+    assert any("ended at its maximum, 5.00" in note for note in cautions(data)) is stood
     assert verdict.next_steps(data)[0].startswith("Keep the start model") is stood
     without = data.model_copy(update={"constraint": bound.model_copy(update={"maximum_multiplier": None})})
     assert not verdict.multiplier_stood(without)  # a fixed multiplier

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from safe_rlhf_v.evaluation import verdict
+from safe_rlhf_v.evaluation.cautions import cautions
 from safe_rlhf_v.evaluation.report import cell, reading
 from safe_rlhf_v.evaluation.report_data import Bounded, ReportData
 from safe_rlhf_v.evaluation.statistics import Interval
@@ -42,15 +43,15 @@ def test_headlines(full: ReportData, unsafe: Any, helpful: Any, words: str) -> N
 def test_headline_owns_up_to_refusals_and_to_missing_parts(full: ReportData) -> None:
     data = with_changes(full, unsafe_rate=DOWN, benign_helpfulness=FLAT, over_refusal_rate=UP)
     assert verdict.headline(data).endswith("It refuses more harmless prompts.")
-    assert any("paid for with refusals" in note for note in verdict.cautions(data))
+    assert any("paid for with refusals" in note for note in cautions(data))
     assert verdict.headline(with_changes(full)) == "Safety was not measured."
 
 
 def test_prompts_of_unknown_harm_are_said(full: ReportData) -> None:
-    assert not any("labelled neither" in note for note in verdict.cautions(full))
+    assert not any("labelled neither" in note for note in cautions(full))
     rates = {**full.aligned.intervals, "unknown_unsafe_rate": interval(0.1, 0.3, n=12)}
     data = full.model_copy(update={"aligned": full.aligned.model_copy(update={"intervals": rates})})
-    assert any(note.startswith("12 of 240 prompts are labelled neither") for note in verdict.cautions(data))
+    assert any(note.startswith("12 of 240 prompts are labelled neither") for note in cautions(data))
     base = data.base.model_copy(update={"intervals": {}})
     assert "is known to invite harm" in verdict.sentences(data.model_copy(update={"base": base}))[0]
 
@@ -93,12 +94,12 @@ def test_a_bound_on_another_statistic_is_not_said_to_be_kept_by_the_mean(full: R
 def test_a_cost_model_with_blind_spots_is_called_out(full: ReportData) -> None:
     for missed, told in ((0.4, True), (0.02, False)):
         side = full.aligned.model_copy(update={"agreement": {"sign_accuracy": 0.9, "auc": 0.9, "missed": missed}})
-        notes = verdict.cautions(full.model_copy(update={"aligned": side}))
+        notes = cautions(full.model_copy(update={"aligned": side}))
         assert any("misses 40.0" in note for note in notes) is told
 
 
 def test_compensation_is_called_out(full: ReportData) -> None:
-    assert any("very safe answers pay for unsafe ones" in note for note in verdict.cautions(full)) is (
+    assert any("very safe answers pay for unsafe ones" in note for note in cautions(full)) is (
         full.aligned.compensation["cost_model"].unsafe_share >= 0.05
     )
 

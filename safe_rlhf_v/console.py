@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,27 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console(emoji=False)  # :fire: in a path or an answer is no picture
+BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")  # transformers follows the first
+
+
+def show_all_text() -> None:
+    """Let stdout and stderr escape what their encoding lacks: a run does not end on the word that reports it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def no_bars_in_logs() -> None:
+    """Keep the libraries' progress bars, which they draw on stderr, to terminals: a log would hold all their states.
+
+    They read the environment where they are imported; after that, as in a fork with a log of its own, transformers is
+    told. A user's own setting stays.
+    """
+    if BARS[0] in os.environ or (sys.stderr is not None and sys.stderr.isatty()):
+        return
+    os.environ.update(dict.fromkeys(BARS, "1"))
+    if (loaded := sys.modules.get("transformers.utils.logging")) is not None:
+        loaded.disable_progress_bar()
 
 
 def plain(text: str) -> None:

@@ -143,10 +143,3 @@ def _utf8(name: str, value: str) -> str:
 
 class ArgumentError(ValueError):
     """An argument of the command line cannot be used."""
-
-
-def show_all_text() -> None:
-    """Let stdout and stderr escape what their encoding lacks: a run does not end on the word that reports it."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")

@@ -8,17 +8,18 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from safe_rlhf_v.errors import show_all_text
+from safe_rlhf_v.console import no_bars_in_logs, show_all_text
 
 
 class App(typer.Typer):
-    """A typer application whose output no encoding can end, and whose options stand once each."""
+    """A typer application whose output no encoding can end and no bar can litter, and whose options stand once each."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=Once, **settings)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         show_all_text()
+        no_bars_in_logs()
         return super().__call__(*args, **kwargs)
 
 

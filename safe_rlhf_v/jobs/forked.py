@@ -9,8 +9,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from safe_rlhf_v.console import no_bars_in_logs
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here, not between fork and exec
@@ -55,6 +58,7 @@ def _child(work: Callable[[], object], log: Path, environment: Mapping[str, str]
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     one_thread()
+    no_bars_in_logs()
     work()
 
 
@@ -86,14 +90,24 @@ def ranks(count: int, work: Callable[[], object]) -> None:
     running = [FORK.Process(target=_rank, args=(i, work, shared, os.getpid())) for i in range(count)]
     for process in running:
         process.start()
-    first_bad = None
+    if bad := first_failure(running):
+        raise ChildProcessError(f"one of {count} ranks ended with exit code {bad}")
+
+
+def first_failure(running: Sequence[BaseProcess]) -> int | None:
+    """The first exit code that is not 0, once all have ended; with it the others are ended. None where all are 0."""
+    bad = None
     while alive := [process for process in running if process.exitcode is None]:
-        multiprocessing.connection.wait([process.sentinel for process in alive])
-        if first_bad is None and (first_bad := next((p.exitcode for p in running if p.exitcode), None)):
+        # looked for before each wait: a process is seen to end a moment before its exit code is there
+        if bad is None and (bad := _bad(running)) is not None:
             for process in running:
                 process.terminate()
-    if first_bad:
-        raise ChildProcessError(f"one of {count} ranks ended with exit code {first_bad}")
+        multiprocessing.connection.wait([process.sentinel for process in alive])
+    return _bad(running) if bad is None else bad
+
+
+def _bad(running: Sequence[BaseProcess]) -> int | None:
+    return next((process.exitcode for process in running if process.exitcode), None)
 
 
 def _rank(index: int, work: Callable[[], object], shared: Mapping[str, str], parent: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import pty
 import subprocess
 import sys
 import zipfile
@@ -192,6 +193,39 @@ def test_a_stage_names_the_next_command() -> None:
 def test_bars_are_for_terminals(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("data", "picture-world", "--out", tmp_path / "w", "--train", "4", "--evaluation", "2").exit_code == 0
     assert "\r" not in capfd.readouterr().err
+
+
+def bars(stderr: int, before: str, log: Path) -> str:
+    """Whether transformers draws bars in the command's process and in a fork of it that writes to a log."""
+    script = f"""
+import sys
+from pathlib import Path
+from safe_rlhf_v.cli import app
+from safe_rlhf_v.jobs.forked import Forked
+{before}
+app(["--version"], standalone_mode=False)
+from transformers.utils import logging
+fork = Forked(lambda: print(logging.is_progress_bar_enabled(), flush=True), Path(sys.argv[1]), {{}})
+fork.wait()
+print(logging.is_progress_bar_enabled())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("DISABLE_PROGRESS_BARS")}
+    environment["PYTHONPATH"] = str(ROOT)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(log)], stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True
+    )
+    assert ran.returncode == 0
+    return f"{ran.stdout.split()[-1]} {log.read_text().split()[-1]}"
+
+
+def test_bars_of_transformers_are_for_terminals(tmp_path: Path) -> None:
+    main, terminal = pty.openpty()
+    assert bars(terminal, "", tmp_path / "a") == "True False"
+    assert bars(terminal, "import transformers.utils.logging", tmp_path / "b") == "True False"
+    assert bars(subprocess.DEVNULL, "", tmp_path / "c") == "False False"
+    assert bars(subprocess.DEVNULL, "import transformers.utils.logging", tmp_path / "d") == "False False"
+    for end in (main, terminal):
+        os.close(end)
 
 
 def test_a_missing_model_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

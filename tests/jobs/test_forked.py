@@ -5,8 +5,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
+
+from safe_rlhf_v.jobs.forked import first_failure
 
 ROOT = Path(__file__).parents[2]
 START = """
@@ -118,6 +121,39 @@ except ChildProcessError as error:
     )
     assert printed == "one of 2 ranks ended with exit code 5\n"
     assert time.monotonic() - before < 30
+
+
+class Slow:
+    """A process that is seen to end before its exit code is there: the first `looks` looks at it find none."""
+
+    def __init__(self, code: int, looks: int, runs: bool) -> None:
+        self.sentinel, self._end = os.pipe()
+        self._code, self._looks, self._runs = code, looks, runs
+        if runs:  # to its own end, were it not for terminate()
+            Timer(2, self._stop, [0]).start()
+        else:
+            os.close(self._end)
+
+    def _stop(self, code: int) -> None:
+        if self._runs:
+            self._runs, self._code = False, code
+            os.close(self._end)
+
+    def terminate(self) -> None:
+        self._stop(-15)
+
+    @property
+    def exitcode(self) -> int | None:
+        self._looks -= 1
+        return None if self._runs or self._looks >= 0 else self._code
+
+
+@pytest.mark.parametrize("looks", range(5))
+def test_a_failure_is_seen_whenever_its_exit_code_is_there(looks: int) -> None:
+    failed, other = Slow(5, looks, runs=False), Slow(0, 0, runs=True)
+    assert first_failure([other, failed]) == 5  # type: ignore[list-item]
+    assert other.exitcode == -15  # ended, not waited for
+    assert first_failure([Slow(7, looks, runs=False)]) == 7  # type: ignore[list-item]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the processes of a killed parent run to their end")

@@ -8,13 +8,13 @@ import os
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from beavertails_v import Leakage, Prompt, leakage, load_responses
-from beavertails_v.picture_world import Oracle, invites_harm, slices_of
 from guard.classifier import Guard
 from guard.regenerate import GenerativePolicy, regenerate, safety_by_round
 from safe_rlhf_v import duals
@@ -26,16 +26,16 @@ from safe_rlhf_v.cli.stages import readable, threshold
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.evaluation import (
     Answer,
-    Judge,
-    ModelJudge,
-    OracleJudge,
+    Benchmark,
     Resampling,
+    benchmark_of,
     build_report,
     collect,
     read_metrics,
     safety_test,
     write_report,
 )
+from safe_rlhf_v.evaluation.judges import Severities, without_guard
 from safe_rlhf_v.evaluation.preference import read_preference
 from safe_rlhf_v.models.kind import require_answering
 from safe_rlhf_v.training.encode import listing, write_left_out
@@ -58,35 +58,32 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     base_dir = require_answering(given, "evaluation.base") if given else build.start_model(settings)
     folder, listed = report_folder(aligned_dir, output)
     held_out = build.comparisons(settings, "evaluation")
-    world = Truth(held_out.prompts())
     scorer = Scoring(reward_dir, cost_dir, settings)
     guard = _guard(settings)
-    judge = world.judge(scorer, guard)
+    benchmark = benchmark_of(held_out.prompts(), scorer, _severities(guard))
     aligned, base = Answering(aligned_dir, settings), Answering(base_dir, settings)
     with listing(listed):
         prompts, left_out = readable(held_out, base.encoder, thorough=True, listed=listed)
     write_left_out(listed, left_out)
+    benchmark = replace(benchmark, prompts=prompts)
     answers = []
     for name, model in (("base", base), ("aligned", aligned)):
         torch.manual_seed(settings.seed)
         answers.append(
             collect(
                 model,
-                prompts,
-                judge,
+                benchmark,
                 settings.evaluation.samples,
                 scorer=scorer,
                 batch_size=model.batch_size,
                 label=name,
             )
         )
-    rounds = _rounds(settings, guard, base, prompts, world, scorer)
+    rounds = _rounds(settings, guard, base, benchmark)
     data = build_report(
         before=answers[0],
         after=answers[1],
-        judge=judge,
-        invites_harm=world.invites_harm,
-        slices=world.slices,
+        benchmark=benchmark,
         constraint=_constraint(settings, threshold(settings, cost_dir), answers[1]),
         reward_model=read_preference(Path(reward_dir), "reward"),
         cost_model=read_preference(Path(cost_dir), "cost"),
@@ -108,7 +105,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     shown = ("unsafe_rate", "benign_helpfulness", "over_refusal_rate", "mean_cost", "mean_reward")
     headline = {side: {name: getattr(getattr(data, side), name) for name in shown} for side in ("base", "aligned")}
     of = {"model": str(aligned_dir), "usual": folder == output}
-    return {"headline": headline | {"judge": judge.name}, "report": str(page)} | of
+    return {"headline": headline | {"judge": benchmark.judge.name}, "report": str(page)} | of
 
 
 def report_folder(model: str | Path, output: Path) -> tuple[Path, Path]:
@@ -161,28 +158,6 @@ def _leaks(found: Leakage, count: int, source: str) -> list[str]:
     ]
 
 
-class Truth:
-    """What is known of the prompts: of the picture world everything; elsewhere, what their labels say."""
-
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self.prompts = list(prompts)
-        self.known = all("picture_world" in prompt.meta for prompt in prompts)
-
-    def judge(self, scorer: Scoring, guard: Guard | None) -> Judge:
-        if self.known:
-            return OracleJudge(Oracle())
-        if guard is None or not guard.can_judge("response"):
-            return ModelJudge(scorer)
-        return ModelJudge(scorer, lambda prompts, texts: [v.severity for v in guard.judge(prompts, texts)])
-
-    def invites_harm(self, prompt: Prompt) -> bool | None:
-        return invites_harm(prompt) if self.known else prompt.harmful
-
-    @property
-    def slices(self) -> Any:
-        return slices_of if self.known else None
-
-
 def _guard(settings: Settings) -> Guard | None:
     folder = settings.guard.path or str(Path(settings.output_dir) / "guard")
     if settings.guard.path is None and not read_done(Path(folder)):
@@ -192,9 +167,14 @@ def _guard(settings: Settings) -> Guard | None:
     )
 
 
-def _rounds(
-    settings: Settings, guard: Guard | None, base: Answering, prompts: list[Prompt], world: Truth, scorer: Scoring
-) -> list[dict[str, Any]]:
+def _severities(guard: Guard | None) -> Severities | None:
+    """The guard's grades of answers; None where it cannot judge any."""
+    if guard is None or not guard.can_judge("response"):
+        return None
+    return lambda prompts, texts: [verdict.severity for verdict in guard.judge(prompts, texts)]
+
+
+def _rounds(settings: Settings, guard: Guard | None, base: Answering, benchmark: Benchmark) -> list[dict[str, Any]]:
     """Safety of the start model behind the guard after 0, 1, ... rounds, by a judge that is not the guard.
 
     On prompts that invite harm, with what the guard refuses of harmless ones beside it; the guard sees answers alone,
@@ -202,7 +182,7 @@ def _rounds(
     """
     if guard is None or not settings.evaluation.guard_rounds or base.sampling.temperature == 0:
         return []
-    harmful = [p for p in prompts if world.invites_harm(p)]
+    harmful = [p for p in benchmark.prompts if benchmark.invites_harm(p)]
     if not harmful or not guard.can_judge("response"):
         why = "no prompt is known to invite harm" if not harmful else "the guard was not trained to judge responses"
         plain(f"no rounds of the guard: {why}")
@@ -210,10 +190,10 @@ def _rounds(
     torch.manual_seed(settings.seed)
     policy = GenerativePolicy(base, base.encoder, base.sampling, base.batch_size)
     most = settings.guard.max_rounds
-    judge = world.judge(scorer, None)
-    harmless = [p for p in prompts if world.invites_harm(p) is False]
+    judge = without_guard(benchmark.judge)
+    harmless = [p for p in benchmark.prompts if benchmark.invites_harm(p) is False]
     transcripts, needless = (regenerate(policy, guard, some, most, judge_query=False) for some in (harmful, harmless))
-    return safety_by_round(transcripts, lambda prompt, text: judge(prompt, text).unsafe, most, needless)
+    return safety_by_round(transcripts, lambda prompt, text: judge([prompt], [text])[0].unsafe, most, needless)
 
 
 def _is_of(stage: str, settings: Settings) -> bool:

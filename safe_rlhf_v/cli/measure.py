@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import torch
 
 from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.answering import Answering, Scoring
-from safe_rlhf_v.cli.evaluation import Truth
 from safe_rlhf_v.cli.stage_folder import read_done, write_json
 from safe_rlhf_v.comparison.runs import RUN_FIELDS, answer_table
 from safe_rlhf_v.config import Settings, load_settings
+from safe_rlhf_v.evaluation.benchmarks import benchmark_of
 from safe_rlhf_v.evaluation.run import collect
 from safe_rlhf_v.files import replacing
 from safe_rlhf_v.training.encode import dropped, encodable, write_left_out
@@ -32,19 +33,21 @@ def measure(folder: Path) -> None:
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     settings = load_settings(folder / "run.yaml")
     data = build.comparisons(settings, "evaluation")
-    world = Truth(data.prompts())
     scorer = Scoring(str(settings.policy.reward_model), str(settings.policy.cost_model), settings)
-    judge = world.judge(scorer, None)
+    benchmark = benchmark_of(data.prompts(), scorer)
     found = Path(plan["model"], "config.json").is_file() or not Path(plan["model"]).is_dir()
     if found:
         policy = Answering(plan["model"], settings)
-        prompts, left_out = encodable(world.prompts, policy.encoder, data, thorough=True)
+        prompts, left_out = encodable(benchmark.prompts, policy.encoder, data, thorough=True)
         write_left_out(folder / "left_out.jsonl", dropped(data) + left_out)
         torch.manual_seed(settings.seed)
         batch, samples = policy.batch_size, settings.evaluation.samples
-        answers = collect(policy, prompts, judge, samples, scorer=scorer, batch_size=batch, label=str(folder))
-        _write_answers(answer_table(answers, world.invites_harm), folder)
+        answers = collect(
+            policy, replace(benchmark, prompts=prompts), samples, scorer=scorer, batch_size=batch, label=str(folder)
+        )
+        _write_answers(answer_table(answers, benchmark.invites_harm), folder)
     known = {key: value for key, value in plan.items() if key in RUN_FIELDS}
+    judge = benchmark.judge
     known |= {"judge": judge.name, "judge_kind": judge.kind, "found": found, "identity": plan["identity"]}
     write_json(folder / "measured.json", known | effort(settings, folder, plan["stage"]))
 

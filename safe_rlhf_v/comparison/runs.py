@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from safe_rlhf_v.evaluation.run import Answer, Predicate
+from safe_rlhf_v.evaluation.benchmarks.base import Predicate
+from safe_rlhf_v.evaluation.run import Answer
 
 Array = NDArray[np.float64]
 ANSWER_COLUMNS = (

@@ -1,12 +1,14 @@
 """Judge answers, sum them up with intervals by prompt, and write the report.
 
-before, after = (collect(policy, prompts, judge, scorer=scorer) for policy in (base, aligned))
-data = build_report(before=before, after=after, judge=judge, invites_harm=invites_harm, constraint=..., ...)
+benchmark = Benchmark(name="mine", prompts=prompts, judge=judge)
+before, after = (collect(policy, benchmark, scorer=scorer) for policy in (base, aligned))
+data = build_report(before=before, after=after, benchmark=benchmark, constraint=..., ...)
 write_report(data, folder)
 """
 
 from safe_rlhf_v.evaluation.assemble import build_report, read_metrics
 from safe_rlhf_v.evaluation.bars import check, load_bars, print_outcomes
+from safe_rlhf_v.evaluation.benchmarks import Benchmark, benchmark_of
 from safe_rlhf_v.evaluation.judges import CallableJudge, Judge, Judgement, ModelJudge, OracleJudge
 from safe_rlhf_v.evaluation.preference import cost_metrics, reward_metrics
 from safe_rlhf_v.evaluation.report import write_report
@@ -17,6 +19,7 @@ from safe_rlhf_v.evaluation.statistics import Interval, Resampling
 
 __all__ = [
     "Answer",
+    "Benchmark",
     "CallableJudge",
     "Constraint",
     "Interval",
@@ -27,6 +30,7 @@ __all__ = [
     "ReportData",
     "Resampling",
     "SafetyTest",
+    "benchmark_of",
     "build_report",
     "check",
     "collect",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from beavertails_v.schema import Prompt
-from safe_rlhf_v.evaluation.judges import Judge
+from safe_rlhf_v.evaluation.benchmarks.base import Benchmark, Predicate, Slices
 from safe_rlhf_v.evaluation.report_data import (
     Constraint,
     Example,
@@ -22,7 +22,7 @@ from safe_rlhf_v.evaluation.report_data import (
     ReportData,
     Side,
 )
-from safe_rlhf_v.evaluation.run import Answer, Predicate, Slices, differences, summarise
+from safe_rlhf_v.evaluation.run import Answer, differences, summarise
 from safe_rlhf_v.evaluation.statistics import DEFAULT, Interval, Resampling, per_prompt
 
 HEADLINE = ("unsafe_rate", "benign_helpfulness", "over_refusal_rate", "mean_cost", "mean_reward")
@@ -33,10 +33,8 @@ def build_report(
     *,
     before: Sequence[Answer],
     after: Sequence[Answer],
-    judge: Judge,
-    invites_harm: Predicate,
+    benchmark: Benchmark,
     constraint: Constraint | Mapping[str, Any],
-    slices: Slices | None = None,
     reward_model: PreferenceMetrics | Mapping[str, Any] | None = None,
     cost_model: PreferenceMetrics | Mapping[str, Any] | None = None,
     guard: Mapping[str, Any] | None = None,
@@ -52,7 +50,7 @@ def build_report(
     models: Mapping[str, str] | None = None,
     resampling: Resampling = DEFAULT,
 ) -> ReportData:
-    """Sums up the answers of the base and the aligned policy to the SAME prompts and joins the other parts.
+    """Sums up the answers of the base and the aligned policy to the SAME benchmark and joins the other parts.
 
     metrics: the trainer's metrics.jsonl, or its rows. seconds: of each stage; "total" is added if absent.
     settings: the resolved settings, JSON types. seed: of the training run.
@@ -60,6 +58,7 @@ def build_report(
     Raises ValueError where the sides answer different prompts, and pydantic.ValidationError (which names the field)
     where a number is not finite or out of its range.
     """
+    judge, invites_harm, slices = benchmark.judge, benchmark.invites_harm, benchmark.slices
     rows = read_metrics(metrics) if isinstance(metrics, str | Path) else list(metrics or [])
     return ReportData.model_validate(
         {

@@ -90,7 +90,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
 
 def categories(base: Mapping[str, Interval], aligned: Mapping[str, Interval], width: float = WIDE) -> str:
     """Unsafe rate of each group before and after, with intervals, worst after first."""
-    names = sorted(base.keys() & aligned.keys(), key=lambda k: (aligned[k].value, base[k].value))
+    names = sorted(base.keys() & aligned.keys(), key=lambda k: (aligned[k].value, base[k].value, k))
     left = 0.25 + 0.078 * max(len(name) for name in names)
     figure, axes = new_axes(width, 0.5 + 0.36 * len(names), left=left, right=0.3)
     for row, name in enumerate(names):

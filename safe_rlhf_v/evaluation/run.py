@@ -12,7 +12,8 @@ from typing import Any
 from rich.progress import track
 
 from beavertails_v.schema import Prompt
-from safe_rlhf_v.evaluation.judges import Judge, Judgement, Scorer, judge_all
+from safe_rlhf_v.evaluation.benchmarks.base import Benchmark, Predicate, Slices
+from safe_rlhf_v.evaluation.judges import Judge, Judgement, Scorer
 from safe_rlhf_v.evaluation.statistics import (
     DEFAULT,
     Interval,
@@ -26,8 +27,6 @@ from safe_rlhf_v.evaluation.statistics import (
 )
 
 Policy = Callable[[list[Prompt]], list[str]]
-Predicate = Callable[[Prompt], bool | None]
-Slices = Callable[[Prompt], Iterable[str]]
 NO_SLICE = "none (as in training)"
 
 
@@ -44,8 +43,7 @@ class Answer:
 
 def collect(
     policy: Policy,
-    prompts: Sequence[Prompt],
-    judge: Judge,
+    benchmark: Benchmark,
     samples: int = 1,
     *,
     scorer: Scorer | None = None,
@@ -53,14 +51,17 @@ def collect(
     progress: bool = True,
     label: str = "answering",
 ) -> list[Answer]:
-    """`samples` answers to every prompt, in order, those of one prompt together. With more than one the policy samples.
+    """`samples` judged answers to every prompt, in order, those of one prompt together. Several need one that samples.
 
-    Raises ValueError where policy or scorer return another number of items than they were asked for.
+    Raises ValueError where there is no prompt, and where policy, scorer or judge return another number of items than
+    they were asked for.
     """
-    rows = [prompt for prompt in prompts for _ in range(samples)]
+    if not benchmark.prompts:
+        raise ValueError(f"benchmark {benchmark.name!r} has no prompts; there is nothing to ask")
+    rows = [prompt for prompt in benchmark.prompts for _ in range(samples)]
     starts = range(0, len(rows), batch_size)
     batches = (rows[i : i + batch_size] for i in track(starts, description=label, disable=not progress))
-    return [answer for batch in batches for answer in _answer_batch(policy, batch, judge, scorer)]
+    return [answer for batch in batches for answer in _answer_batch(policy, batch, benchmark.judge, scorer)]
 
 
 def _answer_batch(policy: Policy, batch: list[Prompt], judge: Judge, scorer: Scorer | None) -> list[Answer]:
@@ -72,7 +73,7 @@ def _answer_batch(policy: Policy, batch: list[Prompt], judge: Judge, scorer: Sco
         rewards, costs = ([float(x) for x in scores] for scores in scorer(batch, texts))
         _same_length("the scorer (rewards)", rewards, batch)
         _same_length("the scorer (costs)", costs, batch)
-    judgements = judge_all(judge, batch, texts)
+    judgements = judge(batch, texts)
     _same_length(f"judge {judge.name!r}", judgements, batch)
     return [
         Answer(prompt=p, text=t, judgement=j, reward=r, cost=c)

@@ -328,7 +328,8 @@ def test_guard_does_not_grade_its_own_rounds(monkeypatch: pytest.MonkeyPatch) ->
     base: Any = SimpleNamespace(sampling=Sampling(), encoder=None, batch_size=2)
     flags_all: Any = SimpleNamespace(can_judge=lambda kind: True, judge=lambda *_: [SimpleNamespace(severity=3)])
     scorer: Any = lambda prompts, texts: ([0.0], [-1.0])  # noqa: E731
-    rounds = evaluation._rounds(load_settings(), flags_all, base, prompts, evaluation.Truth(prompts), scorer)
+    asked = evaluation.benchmark_of(prompts, scorer, evaluation._severities(flags_all))
+    rounds = evaluation._rounds(load_settings(), flags_all, base, asked)
     assert rounds == [False, prompts[2:]]
     assert asked == [prompts[:1], prompts[2:]]  # what invites harm and what is harmless, each in a loop of its own
 

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from beavertails_v.images import Picture
 from beavertails_v.schema import Prompt, Severity
 from safe_rlhf_v.evaluation.assemble import build_report
-from safe_rlhf_v.evaluation.judges import OracleJudge
+from safe_rlhf_v.evaluation.benchmarks import Benchmark
+from safe_rlhf_v.evaluation.judges import Judge, OracleJudge
 from safe_rlhf_v.evaluation.preference import cost_metrics, reward_metrics
 from safe_rlhf_v.evaluation.report_data import ReportData
 from safe_rlhf_v.evaluation.run import Answer, collect
@@ -49,6 +50,10 @@ def invites_harm(prompt: Prompt) -> bool:
 
 def slices_of(prompt: Prompt) -> list[str]:
     return list(prompt.meta["slices"])
+
+
+def benchmark(asked: list[Prompt], judge: Judge = JUDGE) -> Benchmark:
+    return Benchmark(name="made", prompts=asked, judge=judge, invites_harm=invites_harm, slices=slices_of)
 
 
 def prompts(count: int, seed: int = 0) -> list[Prompt]:
@@ -105,7 +110,7 @@ def scorer(batch: list[Prompt], texts: list[str]) -> tuple[list[float], list[flo
 
 def answers(unsafe: float, refuse: float, seed: int, count: int = 240, samples: int = 2) -> list[Answer]:
     policy = FakePolicy(unsafe, refuse, seed)
-    return collect(policy, prompts(count), JUDGE, samples, scorer=scorer, progress=False)
+    return collect(policy, benchmark(prompts(count)), samples, scorer=scorer, progress=False)
 
 
 def metrics(steps: int = 300) -> list[dict[str, float]]:
@@ -156,9 +161,7 @@ def report_data(**changes: Any) -> ReportData:
     arguments: dict[str, Any] = {
         "before": answers(0.9, 0.02, 1),
         "after": answers(0.06, 0.05, 2),
-        "judge": JUDGE,
-        "invites_harm": invites_harm,
-        "slices": slices_of,
+        "benchmark": benchmark(prompts(1)),
         "constraint": {
             "threshold": -0.5,
             "final_multiplier": 1.37,

@@ -11,8 +11,8 @@ from safe_rlhf_v.evaluation.judges import (
     Judgement,
     ModelJudge,
     OracleJudge,
-    judge_all,
     looks_like_refusal,
+    without_guard,
 )
 
 PROMPT = Prompt(text="what is this?", category="weapons")
@@ -20,7 +20,7 @@ PROMPT = Prompt(text="what is this?", category="weapons")
 
 def test_oracle_judge_takes_every_field() -> None:
     judge = OracleJudge(Oracle())
-    harm, refusal = judge(PROMPT, "first take it"), judge(PROMPT, "i cannot")
+    harm, refusal = judge([PROMPT] * 2, ["first take it", "i cannot"])
     assert harm.unsafe and harm.category == "weapons" and harm.severity == -harm.harmless_rate > 0
     assert not refusal.unsafe and refusal.refusal and refusal.severity == 0
     assert judge.kind == "truth"
@@ -38,21 +38,27 @@ def scorer(prompts: list[Prompt], texts: list[str]) -> tuple[list[float], list[f
 
 def test_model_judge_calls_cost_zero_safe_and_is_only_an_opinion() -> None:
     judge = ModelJudge(scorer)
-    assert [j.unsafe for j in judge.many([PROMPT] * 2, ["bad", "fine"])] == [True, False]
-    assert judge(PROMPT, "bad").helpful_rate is None and judge.kind == "model"
+    assert [j.unsafe for j in judge([PROMPT] * 2, ["bad", "fine"])] == [True, False]
+    assert judge([PROMPT], ["bad"])[0].helpful_rate is None and judge.kind == "model"
 
 
 def test_model_judge_with_a_guard_is_unsafe_where_either_says_so() -> None:
     judge = ModelJudge(scorer, guard=lambda prompts, texts: [2 if "worse" in t else 0 for t in texts])
-    found = judge_all(judge, [PROMPT] * 3, ["bad", "worse", "fine"])
+    found = judge([PROMPT] * 3, ["bad", "worse", "fine"])
     assert [(j.unsafe, j.severity) for j in found] == [(True, 0), (True, 2), (False, 0)]
+
+
+def test_the_guard_has_no_say_in_its_own_rounds() -> None:
+    judge = ModelJudge(scorer, guard=lambda prompts, texts: [3] * len(texts))
+    assert judge([PROMPT], ["fine"])[0].unsafe and not without_guard(judge)([PROMPT], ["fine"])[0].unsafe
+    assert without_guard(OracleJudge(Oracle())).kind == "truth"
 
 
 def test_callable_judge_is_checked() -> None:
     judge = CallableJudge(lambda prompt, text: Judgement(unsafe="x" in text), name="table")
-    assert [j.unsafe for j in judge_all(judge, [PROMPT, PROMPT], ["x", "y"])] == [True, False]
+    assert [j.unsafe for j in judge([PROMPT, PROMPT], ["x", "y"])] == [True, False]
     with pytest.raises(TypeError, match="judge 'hosted' returned bool"):
-        CallableJudge(lambda prompt, text: True, name="hosted")(PROMPT, "x")  # type: ignore[arg-type,return-value]
+        CallableJudge(lambda prompt, text: True, name="hosted")([PROMPT], ["x"])  # type: ignore[arg-type,return-value]
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,32 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from synthetic import CATEGORIES, JUDGE, Oracle, answers, guard_metrics, invites_harm, metrics, report_data
+from synthetic import (
+    CATEGORIES,
+    JUDGE,
+    Oracle,
+    answers,
+    benchmark,
+    guard_metrics,
+    invites_harm,
+    metrics,
+    prompts,
+    report_data,
+)
 
+from safe_rlhf_v.evaluation import plots
 from safe_rlhf_v.evaluation.assemble import build_report, choose_examples, read_metrics, shorten, thin
 from safe_rlhf_v.evaluation.judges import ModelJudge, OracleJudge
 from safe_rlhf_v.evaluation.report import duration, render, write_report
 from safe_rlhf_v.evaluation.report_data import PreferenceMetrics, ReportData, read_report
+from safe_rlhf_v.evaluation.statistics import Interval
 
 VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
 
@@ -192,11 +206,18 @@ def test_rendering_is_fast_and_repeatable(full: ReportData) -> None:
     assert render(full) == first
 
 
+def test_categories_of_equal_rate_are_drawn_by_name() -> None:
+    """A set's order differs from process to process, and the page of the same report with it."""
+    equal = {name: Interval(value=0.5, low=0.4, high=0.6, n=9) for name in ("fire", "drugs", "spying", "fraud", "arms")}
+    drawn = re.findall(r">(Fire|Drugs|Spying|Fraud|Arms)<", plots.categories(equal, equal))
+    assert drawn == ["Arms", "Drugs", "Fire", "Fraud", "Spying"]
+
+
 def test_missing_parts_are_named_and_leave_no_empty_boxes() -> None:
     few = {"before": answers(0.9, 0.0, 1, count=20), "after": answers(0.1, 0.0, 2, count=20)}
     data = report_data(
         **few, guard=None, guard_rounds=[], metrics=None, seconds={}, settings={}, reward_model=None, cost_model=None,
-        slices=None, examples=0,
+        benchmark=replace(benchmark(prompts(1)), slices=None), examples=0,
     )  # fmt: skip
     page = render(data)
     text = text_of(page)
@@ -220,20 +241,21 @@ def test_a_model_judge_is_never_called_the_truth() -> None:
         lambda prompts, texts: ([0.0] * len(texts), [1.0 if t.startswith("first") else -1.0 for t in texts])
     )
     before, after = answers(0.9, 0.0, 1, count=30), answers(0.1, 0.0, 2, count=30)
-    page = text_of(render(report_data(before=before, after=after, judge=judge)))
+    page = text_of(render(report_data(before=before, after=after, benchmark=benchmark(prompts(30), judge))))
     assert "the known truth" not in page
     assert "opinion, not truth" in page and "There is no known truth for this data" in page
 
 
 def test_judges_without_grades_or_scores_still_give_a_page() -> None:
-    from synthetic import FakePolicy, prompts
+    from synthetic import FakePolicy
 
     from safe_rlhf_v.evaluation.judges import CallableJudge, Judgement
     from safe_rlhf_v.evaluation.run import collect
 
     judge = CallableJudge(lambda prompt, text: Judgement(unsafe=text.startswith("first")), name="a person")
-    sides = [collect(FakePolicy(u, 0.0, i), prompts(20), judge, progress=False) for i, u in enumerate((0.9, 0.1))]
-    page = text_of(render(report_data(before=sides[0], after=sides[1], judge=judge)))
+    asked = benchmark(prompts(20), judge)
+    sides = [collect(FakePolicy(u, 0.0, i), asked, progress=False) for i, u in enumerate((0.9, 0.1))]
+    page = text_of(render(report_data(before=sides[0], after=sides[1], benchmark=asked)))
     assert "By an outside judge (a person)" in page
     assert "does not grade severity" in page and "no plane to draw" in page and "No costs are known" in page
 
@@ -313,7 +335,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_oracle_judge_is_what_build_report_names() -> None:
     few = answers(0.5, 0.0, 1, count=10)
     data = build_report(
-        before=few, after=few, judge=OracleJudge(Oracle(), name="keeper"), invites_harm=invites_harm,
+        before=few, after=few, benchmark=benchmark(prompts(10), OracleJudge(Oracle(), name="keeper")),
         constraint={"threshold": 0.0, "final_multiplier": 0.5},
     )  # fmt: skip
     assert data.judge.name == "keeper" and data.judge.kind == JUDGE.kind

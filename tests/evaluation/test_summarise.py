@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from synthetic import JUDGE, answers, invites_harm, scorer, slices_of
+from synthetic import answers, benchmark, invites_harm, scorer, slices_of
 
 from beavertails_v.schema import Prompt, Severity
 from safe_rlhf_v.evaluation.judges import Judgement
@@ -114,7 +114,7 @@ def test_collect_keeps_order_and_samples_together() -> None:
         sizes.append(len(batch))
         return [f"first take {p.text}" for p in batch]
 
-    found = collect(policy, [HARM_A, GOOD_C], JUDGE, 3, scorer=scorer, batch_size=4, progress=False)
+    found = collect(policy, benchmark([HARM_A, GOOD_C]), 3, scorer=scorer, batch_size=4, progress=False)
     assert [a.prompt.text for a in found] == ["harm a"] * 3 + ["good c"] * 3
     assert sizes == [4, 2]
     assert all(a.judgement.unsafe and a.cost is not None and a.text == f"first take {a.prompt.text}" for a in found)
@@ -122,16 +122,17 @@ def test_collect_keeps_order_and_samples_together() -> None:
 
 def test_collect_refuses_a_policy_that_drops_answers() -> None:
     with pytest.raises(ValueError, match="the policy returned 1 items for 2 prompts"):
-        collect(lambda batch: ["x"], [HARM_A, GOOD_C], JUDGE, progress=False)
+        collect(lambda batch: ["x"], benchmark([HARM_A, GOOD_C]), progress=False)
 
 
 def test_collect_refuses_a_scorer_that_drops_scores() -> None:
+    asked = benchmark([HARM_A, GOOD_C])
     with pytest.raises(ValueError, match="scorer \\(costs\\) returned 1"):
-        collect(lambda b: ["x"] * 2, [HARM_A, GOOD_C], JUDGE, scorer=lambda p, t: ([0, 0], [0]), progress=False)
+        collect(lambda b: ["x"] * 2, asked, scorer=lambda p, t: ([0, 0], [0]), progress=False)
 
 
 def test_progress_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    collect(lambda b: ["x"] * len(b), [HARM_A], JUDGE, label="asking the base")
+    collect(lambda b: ["x"] * len(b), benchmark([HARM_A]), label="asking the base")
     assert "asking the base" in capsys.readouterr().out
 
 

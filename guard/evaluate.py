@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from guard.classifier import Guard
 from guard.examples import Example, examples_of, labels_of, unknown_queries
 from guard.text import normalise
 from guard.types import Kind, Verdict
+from safe_rlhf_v.statistics import Resampling, calibration_bins
 from safe_rlhf_v.training.encode import DataError
 
 KINDS: tuple[Kind, ...] = ("query", "response")
@@ -29,13 +30,15 @@ def evaluate(
     look_alikes: Sequence[Prompt] | None = None,
     blind: bool = True,
     samples: int = 1000,
+    level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Judge every prompt and response of `data` as a user's would be, and compare with its labels.
 
     benign: harmless queries beside those of the data. look_alikes: harmless queries that look harmful; by default the
     harmless queries of the data whose very text is harmful with another picture. blind: also judge with grey pictures
-    of the same size, which shows how much of the result the pictures are not needed for. samples: bootstrap resamples.
+    of the same size, which shows how much of the result the pictures are not needed for. samples: bootstrap resamples
+    of the intervals; level: their coverage.
 
     Keys: query, response (rates with intervals; None for a kind that cannot be judged), severity, severity_kappa (of
     responses, else of queries), categories, calibration and bins by head, over_refusal, over_refusal_n, blind_f1,
@@ -48,9 +51,10 @@ def evaluate(
     if not judged:
         raise DataError(f"nothing to evaluate: the guard judges {guard.spec.kinds} and the data has none of these")
     every = [pair for kind in judged for pair in zip(examples[kind], judged[kind], strict=True)]
+    resampling = Resampling(level=level, draws=samples, seed=seed)
     report: dict[str, Any] = {"query": None, "response": None}
     for kind, verdicts in judged.items():
-        report[kind] = _binary(examples[kind], verdicts, samples, seed)
+        report[kind] = _binary(examples[kind], verdicts, resampling)
     graded: Kind = "response" if "response" in judged else "query"
     report["severity"] = _severity(examples[graded], judged[graded])
     report["severity_kappa"] = report["severity"].get("quadratic_kappa")
@@ -70,14 +74,13 @@ def _judge(guard: Guard, examples: Sequence[Example]) -> list[Verdict]:
     return guard.judge([e.prompt for e in examples], [e.response for e in examples], on_error="refuse")
 
 
-def _binary(examples: Sequence[Example], verdicts: Sequence[Verdict], samples: int, seed: int) -> dict[str, Any]:
+def _binary(examples: Sequence[Example], verdicts: Sequence[Verdict], resampling: Resampling) -> dict[str, Any]:
     return metrics.binary_metrics(
         np.array([e.unsafe for e in examples]),
         np.array([v.unsafe_probability for v in verdicts]),
         np.array([v.flagged for v in verdicts]),
         [e.prompt.id for e in examples],
-        samples=samples,
-        seed=seed,
+        resampling=resampling,
     )
 
 
@@ -104,12 +107,12 @@ def _calibration(
 ) -> dict[str, Any]:
     """ECE and Brier score of each head's calibrated probabilities, and reliability bins."""
     calibration: dict[str, dict[str, float | None]] = {}
-    bins: dict[str, list[dict[str, float]]] = {}
+    bins: dict[str, list[dict[str, Any]]] = {}
     for kind, verdicts in judged.items():
         truth = np.array([e.unsafe for e in examples[kind]])
         scores = np.array([v.unsafe_probability for v in verdicts])
         calibration[kind] = metrics.binary_calibration(truth, scores)
-        bins[kind] = metrics.reliability(truth, scores)
+        bins[kind] = [asdict(b) for b in calibration_bins(scores, truth, metrics.BINS)]
     truth, known = _graded([e for kind in judged for e in examples[kind]], [v for kind in judged for v in judged[kind]])
     calibration["severity"] = metrics.severity_calibration(truth, np.array([v.severity_probabilities for v in known]))
     every = [pair for kind in judged for pair in zip(examples[kind], judged[kind], strict=True)]
@@ -143,7 +146,7 @@ def _blind_f1(guard: Guard, examples: Sequence[Example]) -> float | None:
         np.array([e.unsafe for e in examples]),
         np.zeros(len(examples)),
         np.array([v.flagged for v in _judge(guard, grey)]),
-        samples=0,
+        resampling=None,
     )["f1"]  # type: ignore[no-any-return]
 
 

@@ -316,8 +316,9 @@ def _measure(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"kinds": list(guard.spec.kinds), "calibration_fit": dict(guard.calibration.report)}
     if len(evaluation):
-        samples = settings.evaluation.bootstrap
-        found["evaluation"] = evaluate(guard, evaluation, benign=benign, samples=samples, seed=settings.seed)
+        section = settings.evaluation
+        intervals: dict[str, Any] = {"samples": section.bootstrap, "level": section.confidence, "seed": settings.seed}
+        found["evaluation"] = evaluate(guard, evaluation, benign=benign, **intervals)
     return found
 
 

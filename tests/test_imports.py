@@ -15,6 +15,7 @@ LAYERS = [
     {"types", "config", "config_io", "files", "console", "errors", "culprit", "jobs"},
     {"tensors"},
     {"losses", "advantages", "duals", "cost_measures", "constraint"},
+    {"statistics"},
     {"algorithms"},
     {"models", "generation"},
     {"batching", "rollout", "scorers", "training"},

@@ -20,7 +20,7 @@ import parts
 import torch
 
 from beavertails_v import Prompt
-from safe_rlhf_v.evaluation.statistics import wilson
+from safe_rlhf_v.statistics import wilson
 
 
 def main() -> None:

@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from safe_rlhf_v.algorithms.can import OneShotSolution, curvature, dual_gradient, dual_value, relative
+from safe_rlhf_v.statistics import DEFAULT, Interval, Resampling, mean_interval
 
 
 def lagrangian_scores(rewards: Tensor, gains: Tensor, multipliers: Tensor) -> Tensor:
@@ -104,24 +104,6 @@ def effective_samples(log_weights: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A mean over prompts with its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def estimate(values: Tensor, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Estimate:
-    """Mean of values (N,) and its percentile interval over resampled prompts. Equal arguments, equal intervals."""
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(values), (draws, len(values)), generator=generator)
-    tail = (1 - level) / 2
-    low, high = values.double()[index].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Estimate(value=values.double().mean().item(), low=low, high=high)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Iterate:
     """One iteration's policy: the multipliers it was trained for, and what it measures.
 
@@ -133,11 +115,11 @@ class Iterate:
 
     iteration: int
     multipliers: tuple[float, ...]
-    primal: Estimate
-    dual: Estimate
-    gap: Estimate
-    suboptimality: Estimate
-    improvement: tuple[Estimate, ...]
+    primal: Interval
+    dual: Interval
+    gap: Interval
+    suboptimality: Interval
+    improvement: tuple[Interval, ...]
     slack: tuple[float, ...]
     reward: float
     kl: float
@@ -151,19 +133,24 @@ class Iterate:
 
 
 def summarise(
-    measured: Measured, iteration: int, multipliers: Sequence[float], bounds: Tensor, **interval: Any
+    measured: Measured,
+    iteration: int,
+    multipliers: Sequence[float],
+    bounds: Tensor,
+    resampling: Resampling = DEFAULT,
 ) -> Iterate:
-    """Means over prompts with intervals (`estimate`'s level, draws and seed)."""
+    """Means over prompts with intervals."""
     m, lam = measured, torch.tensor(tuple(multipliers), dtype=torch.float64)
     improvement = m.slack + bounds.double()  # (N, K)
+    estimate = lambda values: mean_interval(values.double(), resampling=resampling)  # noqa: E731
     return Iterate(
         iteration=iteration,
         multipliers=tuple(multipliers),
-        primal=estimate(m.primal, **interval),
-        dual=estimate(m.dual, **interval),
-        gap=estimate(m.dual - m.primal, **interval),
-        suboptimality=estimate(m.dual - m.primal - m.slack @ lam, **interval),
-        improvement=tuple(estimate(column, **interval) for column in improvement.T),
+        primal=estimate(m.primal),
+        dual=estimate(m.dual),
+        gap=estimate(m.dual - m.primal),
+        suboptimality=estimate(m.dual - m.primal - m.slack @ lam),
+        improvement=tuple(estimate(column) for column in improvement.T),
         slack=tuple(m.slack.mean(0).tolist()),
         reward=m.reward.mean().item(),
         kl=m.kl.mean().item(),

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from safe_rlhf_v.evaluation.statistics import wilson
+from safe_rlhf_v.statistics import unseen
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
@@ -59,8 +59,7 @@ def crossed(y: Array, *, bounds: tuple[float, float] | None = None, level: float
         if bounds is not None:
             low, high = max(bounds[0], low), min(bounds[1], high)
     elif bounds is not None:
-        share = wilson(0, prompts, level)[1]
-        low, high = value - share * (value - bounds[0]), value + share * (bounds[1] - value)
+        low, high = unseen(value, prompts, bounds, level)
     return Estimate(value=value, low=low, high=high, p=p, seeds=seeds, prompts=prompts)
 
 

@@ -12,8 +12,8 @@ from safe_rlhf_v.comparison.crossed import Estimate, crossed
 from safe_rlhf_v.comparison.plots import START
 from safe_rlhf_v.comparison.runs import REFERENCE
 from safe_rlhf_v.evaluation.report import cell
-from safe_rlhf_v.evaluation.statistics import Interval
 from safe_rlhf_v.evaluation.verdict import number, percent
+from safe_rlhf_v.statistics import Interval
 
 TABLE = ("unsafe_rate", "prompts_left_unsafe", "helpfulness", "over_refusal_rate", "mean_cost")
 EFFORT = ("seconds", "sampled", "pairs", "steps")

@@ -15,7 +15,7 @@ from safe_rlhf_v.evaluation.report import write_report
 from safe_rlhf_v.evaluation.report_data import Constraint, ReportData, read_report
 from safe_rlhf_v.evaluation.run import Answer, collect, summarise
 from safe_rlhf_v.evaluation.safety_test import SafetyTest, safety_test
-from safe_rlhf_v.evaluation.statistics import Interval, Resampling
+from safe_rlhf_v.statistics import Interval, Resampling
 
 __all__ = [
     "Answer",

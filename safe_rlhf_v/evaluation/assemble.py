@@ -23,7 +23,7 @@ from safe_rlhf_v.evaluation.report_data import (
     Side,
 )
 from safe_rlhf_v.evaluation.run import Answer, differences, summarise
-from safe_rlhf_v.evaluation.statistics import DEFAULT, Interval, Resampling, per_prompt
+from safe_rlhf_v.statistics import DEFAULT, Interval, Resampling, per_prompt
 
 HEADLINE = ("unsafe_rate", "benign_helpfulness", "over_refusal_rate", "mean_cost", "mean_reward")
 MAX_POINTS, MAX_STEPS, MAX_TEXT, THUMBNAIL = 400, 600, 320, 240

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from safe_rlhf_v.evaluation.report_data import PreferenceMetrics
-from safe_rlhf_v.evaluation.statistics import Interval
+from safe_rlhf_v.statistics import Interval
 
 Quality = Literal["unknown", "chance", "weak", "sound"]
 CHANCE, WEAK = 0.5, 0.75

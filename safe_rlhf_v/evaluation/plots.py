@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import stats
 
 from safe_rlhf_v.evaluation.report_data import GuardRound
-from safe_rlhf_v.evaluation.statistics import CalibrationBin, Interval
+from safe_rlhf_v.statistics import CalibrationBin, Interval
 
 INK, MUTED, RULE, PAPER = "#010203", "#010204", "#010205", "#010206"
 BEFORE, AFTER, SHADE = "#010207", "#010208", "#010209"

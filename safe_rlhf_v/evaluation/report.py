@@ -15,8 +15,8 @@ from safe_rlhf_v.evaluation import plots, verdict
 from safe_rlhf_v.evaluation.cautions import cautions
 from safe_rlhf_v.evaluation.report_data import ReportData
 from safe_rlhf_v.evaluation.run import NO_SLICE
-from safe_rlhf_v.evaluation.statistics import Interval
 from safe_rlhf_v.files import replace_text
+from safe_rlhf_v.statistics import Interval
 
 SEVERITY_NAMES = ("none", "minor", "moderate", "severe")
 LABELS = {

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from safe_rlhf_v.evaluation.safety_test import SafetyTest
-from safe_rlhf_v.evaluation.statistics import CalibrationBin, Compensation, Interval
+from safe_rlhf_v.statistics import CalibrationBin, Compensation, Interval
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Measured = dict[str, Interval]

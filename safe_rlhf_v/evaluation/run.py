@@ -14,7 +14,7 @@ from rich.progress import track
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.evaluation.benchmarks.base import Benchmark, Predicate, Slices
 from safe_rlhf_v.evaluation.judges import Judge, Judgement, Scorer
-from safe_rlhf_v.evaluation.statistics import (
+from safe_rlhf_v.statistics import (
     DEFAULT,
     Interval,
     Resampling,

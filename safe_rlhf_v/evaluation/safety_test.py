@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from safe_rlhf_v.evaluation.statistics import per_prompt
+from safe_rlhf_v.statistics import per_prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from safe_rlhf_v.evaluation import judge_quality
 from safe_rlhf_v.evaluation.report_data import ReportData
-from safe_rlhf_v.evaluation.statistics import Interval
+from safe_rlhf_v.statistics import Interval
 
 Change = Literal["rose", "fell", "no clear change"]
 

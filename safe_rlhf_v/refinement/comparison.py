@@ -9,10 +9,10 @@ from typing import Any
 
 from beavertails_v.dialogues import Dialogue
 from beavertails_v.picture_world import Oracle, invites_harm
-from safe_rlhf_v.evaluation.statistics import DEFAULT, Interval, Resampling, paired_difference
 from safe_rlhf_v.refinement.metrics import Refinement, at_turn, refinement, refinement_intervals, value_by_turn
 from safe_rlhf_v.refinement.oracle_teacher import OracleTeacher
 from safe_rlhf_v.refinement.protocol import Case, Rules
+from safe_rlhf_v.statistics import DEFAULT, Interval, Resampling, paired_difference
 
 BOUNDS = {"unsafe": (0.0, 1.0), "helpful": (0.0, 3.0), "accuracy": (0.0, 1.0)}
 

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from scipy import stats
 
-from safe_rlhf_v.evaluation.statistics import DEFAULT, Interval, Resampling, mean_interval, proportion_interval
+from safe_rlhf_v.statistics import DEFAULT, Interval, Resampling, mean_interval, proportion_interval
 
 Scores = Sequence[int]
 CORRECT = 8  # [code]

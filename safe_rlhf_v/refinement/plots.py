@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.ticker import MaxNLocator
 
 from safe_rlhf_v.evaluation.plots import AFTER, BEFORE, INK, MUTED, PAPER, PERCENT, new_axes, to_svg
-from safe_rlhf_v.evaluation.statistics import Interval
+from safe_rlhf_v.statistics import Interval
 
 Styles = Sequence[tuple[str, str, str]]
 """(colour, mark, dash) of each line, in order; they come round again."""

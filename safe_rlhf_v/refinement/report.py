@@ -12,11 +12,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from safe_rlhf_v.evaluation.statistics import Interval
 from safe_rlhf_v.evaluation.verdict import number, percent
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.refinement.comparison import Comparison
 from safe_rlhf_v.refinement.plots import GUARD_STYLES, STYLES, by_turn, curve
+from safe_rlhf_v.statistics import Interval
 
 KINDS = {
     "unsafe": ("Unsafe answers, on prompts that invite harm", True, "lower"),

@@ -19,9 +19,10 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from safe_rlhf_v import duals
-from safe_rlhf_v.algorithms.caid import Estimate, Iterate, Measured, adapted_rates, best, summarise
+from safe_rlhf_v.algorithms.caid import Iterate, Measured, adapted_rates, best, summarise
 from safe_rlhf_v.algorithms.can import OneShotSolution
 from safe_rlhf_v.files import replace_text
+from safe_rlhf_v.statistics import Interval, Resampling
 
 STATE = "iterations.json"
 FEW = 5.0  # effective samples a prompt below which an importance estimate says little [ours]
@@ -101,11 +102,12 @@ def iterate(problem: Problem, args: IterativeArguments) -> IterativeResult:
         return IterativeResult(one_shot=solution, iterates=[], best=None, feasible=False, multipliers=())
     rates, multipliers = list(state["rates"]), duals.VectorState(state["dual"]["value"])
     iterates = [_iterate(row) for row in state["iterates"]]
+    resampling = Resampling(level=args.level, draws=args.draws)
     for number in range(len(iterates) + 1, args.iterations + 1):
         started = time.perf_counter()
         problem.fit(multipliers.value, number)
         measured = problem.measure(multipliers.value, number)
-        one = summarise(measured, number, multipliers.value, problem.bounds, level=args.level, draws=args.draws)
+        one = summarise(measured, number, multipliers.value, problem.bounds, resampling)
         if iterates and args.eta == "auto":
             rates = adapted_rates(rates, iterates[-1], one)
         dual = duals.VectorDual(lr=tuple(rates), initial=solution.multipliers)
@@ -128,7 +130,7 @@ def iterate(problem: Problem, args: IterativeArguments) -> IterativeResult:
 
 
 def metrics_row(one: Iterate, names: Sequence[str], bounds: Sequence[float]) -> dict[str, Any]:
-    """A line of metrics.jsonl: estimates as {value, low, high}; what each constraint has, by its name."""
+    """A line of metrics.jsonl: estimates as {value, low, high, n}; what each constraint has, by its name."""
     by_name = lambda values: dict(zip(names, values, strict=True))  # noqa: E731
     return {
         "step": one.iteration,
@@ -193,8 +195,9 @@ def _begin(problem: Problem, args: IterativeArguments) -> dict[str, Any]:
 
 def _iterate(row: Mapping[str, Any]) -> Iterate:
     """What `asdict` made of an Iterate, as it was."""
-    estimates = {name: Estimate(**row[name]) for name in ("primal", "dual", "gap", "suboptimality")}
-    improvement = tuple(Estimate(**x) for x in row["improvement"])
+    interval = lambda x: Interval(**{"n": 0, **x})  # noqa: E731  # version 0.1 wrote no n
+    estimates = {name: interval(row[name]) for name in ("primal", "dual", "gap", "suboptimality")}
+    improvement = tuple(map(interval, row["improvement"]))
     return Iterate(**{**{k: _tuple(v) for k, v in row.items()}, **estimates, "improvement": improvement})
 
 

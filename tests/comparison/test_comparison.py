@@ -17,7 +17,7 @@ from safe_rlhf_v.comparison.page_rows import p_value
 from safe_rlhf_v.comparison.plots import spread
 from safe_rlhf_v.comparison.results import result_rows, write_results
 from safe_rlhf_v.comparison.runs import REFERENCE, RunInfo, final_multiplier, make_run, multipliers, read_run
-from safe_rlhf_v.evaluation.statistics import compensation
+from safe_rlhf_v.statistics import compensation
 
 
 def small() -> Comparison:

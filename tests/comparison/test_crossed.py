@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from safe_rlhf_v.comparison.crossed import crossed, half_width, holm, variances
-from safe_rlhf_v.evaluation.statistics import wilson
+from safe_rlhf_v.statistics import wilson
 
 
 def test_crossed_by_hand() -> None:

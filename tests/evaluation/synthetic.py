@@ -19,7 +19,7 @@ from safe_rlhf_v.evaluation.judges import Judge, OracleJudge
 from safe_rlhf_v.evaluation.preference import cost_metrics, reward_metrics
 from safe_rlhf_v.evaluation.report_data import ReportData
 from safe_rlhf_v.evaluation.run import Answer, collect
-from safe_rlhf_v.evaluation.statistics import calibration_bins, sigmoid
+from safe_rlhf_v.statistics import calibration_bins, sigmoid
 
 CATEGORIES = ("weapons", "fire", "drugs", "burglary", "spying", "fraud", "animal_abuse", "chemicals")
 HELD_OUT = ("style", "phrasing", "combination")

@@ -16,7 +16,7 @@ from safe_rlhf_v.evaluation.preference import cost_metrics, read_preference, rew
 from safe_rlhf_v.evaluation.report import JUDGED, render, table
 from safe_rlhf_v.evaluation.report_data import PreferenceMetrics, ReportData
 from safe_rlhf_v.evaluation.safety_test import safety_test
-from safe_rlhf_v.evaluation.statistics import Resampling, auc_interval, balanced_accuracy_interval
+from safe_rlhf_v.statistics import Resampling, auc_interval, balanced_accuracy_interval
 from tests.evaluation.synthetic import scorer
 
 

@@ -32,7 +32,7 @@ from safe_rlhf_v.evaluation.assemble import build_report, choose_examples, read_
 from safe_rlhf_v.evaluation.judges import ModelJudge, OracleJudge
 from safe_rlhf_v.evaluation.report import duration, render, write_report
 from safe_rlhf_v.evaluation.report_data import PreferenceMetrics, ReportData, read_report
-from safe_rlhf_v.evaluation.statistics import Interval
+from safe_rlhf_v.statistics import Interval
 
 VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
 

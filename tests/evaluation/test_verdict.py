@@ -11,7 +11,7 @@ from safe_rlhf_v.evaluation import verdict
 from safe_rlhf_v.evaluation.cautions import cautions
 from safe_rlhf_v.evaluation.report import cell, reading
 from safe_rlhf_v.evaluation.report_data import Bounded, ReportData
-from safe_rlhf_v.evaluation.statistics import Interval
+from safe_rlhf_v.statistics import Interval
 
 UP, DOWN, FLAT = ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))
 

@@ -7,14 +7,16 @@ import pytest
 from sklearn import metrics as sk
 
 from guard import metrics
+from safe_rlhf_v.statistics import Resampling, bootstrap_counts, wilson
 
 RNG = np.random.default_rng(0)
+FEW = Resampling(draws=200)
 
 
 def test_binary_against_brute_force() -> None:
     unsafe, scores = RNG.random(60) < 0.4, np.round(RNG.random(60), 1)  # rounded: ties
     flagged = scores >= 0.5
-    got = metrics.binary_metrics(unsafe, scores, flagged, samples=20)
+    got = metrics.binary_metrics(unsafe, scores, flagged, resampling=FEW)
     tp = sum(u and f for u, f in zip(unsafe, flagged, strict=True))
     assert got["precision"] == pytest.approx(tp / flagged.sum())
     assert got["recall"] == pytest.approx(tp / unsafe.sum())
@@ -39,7 +41,7 @@ def test_recall_at_one_percent_uses_its_allowance() -> None:
     # 200 safe rows, two of them (1 %) above the last unsafe one: all three unsafe rows may be reached; with three, one
     scores = np.concatenate([[0.9, 0.7, 0.6], [0.8, 0.65], np.linspace(0, 0.5, 198)])
     unsafe = np.arange(203) < 3
-    recall = lambda s: metrics.binary_metrics(unsafe, s, s > 0.5, samples=2)["recall_at_1_fpr"]  # noqa: E731
+    recall = lambda s: metrics.binary_metrics(unsafe, s, s > 0.5, resampling=None)["recall_at_1_fpr"]  # noqa: E731
     assert recall(scores) == 1
     scores[5:7] = 0.85
     assert recall(scores) == pytest.approx(1 / 3)
@@ -47,7 +49,7 @@ def test_recall_at_one_percent_uses_its_allowance() -> None:
 
 def test_weighted_ranking_figures_are_those_of_scikit_learn() -> None:
     unsafe, scores = RNG.random(80) < 0.3, np.round(RNG.random(80), 1)
-    weights = metrics.bootstrap_weights(80, None, 30, seed=2)
+    weights = next(bootstrap_counts(range(80), Resampling(draws=100, seed=2)))[:30]
     got = metrics._binary_values(unsafe, scores, scores > 0.5, weights)
     for k, w in enumerate(weights):
         assert got["auprc"][k] == pytest.approx(sk.average_precision_score(unsafe, scores, sample_weight=w))
@@ -57,32 +59,46 @@ def test_weighted_ranking_figures_are_those_of_scikit_learn() -> None:
 
 
 def test_undefined_rates_are_none() -> None:
-    got = metrics.binary_metrics(np.zeros(4, bool), np.full(4, 0.2), np.zeros(4, bool), samples=5)
+    got = metrics.binary_metrics(np.zeros(4, bool), np.full(4, 0.2), np.zeros(4, bool), resampling=FEW)
     assert got["recall"] is None and got["precision"] is None and got["auprc"] is None
     assert got["fpr"] == 0.0 and "recall" not in got["intervals"]
     assert metrics.severity_metrics(np.array([], int), np.array([], int)) == {"n": 0}
 
 
-def test_bootstrap_resamples_whole_prompts() -> None:
-    groups = ["a", "a", "b", "c", "c", "c"]
-    weights = metrics.bootstrap_weights(6, groups, 200, seed=1)
-    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 3] == weights[:, 5]).all()
-    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()
-    assert weights[:, [0, 2, 3]].mean(0) == pytest.approx([1, 1, 1], abs=0.15)
-
-
-def test_interval_of_the_fpr_matches_its_binomial() -> None:
-    # 400 safe prompts, 10 % flagged: sd of the rate is sqrt(.1 * .9 / 400) = 0.015, so 95 % is .1 +- .0294
+def test_the_fpr_has_the_interval_of_every_other_share() -> None:
+    # 400 harmless prompts, 10 % flagged: Wilson of 40 of 400
     flagged = np.arange(400) < 40
-    got = metrics.binary_metrics(np.zeros(400, bool), flagged.astype(float), flagged, samples=600)
+    got = metrics.binary_metrics(np.zeros(400, bool), flagged.astype(float), flagged, resampling=FEW)
     interval = got["intervals"]["fpr"]
-    assert interval["low"] == pytest.approx(0.0706, abs=0.006) and interval["high"] == pytest.approx(0.1294, abs=0.006)
-    # the same rows as 40 prompts of ten that agree: sqrt(10) times wider
-    got = metrics.binary_metrics(
-        np.zeros(400, bool), flagged.astype(float), flagged, [i // 10 for i in range(400)], samples=600
-    )
+    assert (interval["low"], interval["high"], interval["n"]) == (*wilson(40, 400), 400)
+    # the same rows as 40 prompts of ten that agree: Wilson of 4 of 40
+    prompts = [i // 10 for i in range(400)]
+    got = metrics.binary_metrics(np.zeros(400, bool), flagged.astype(float), flagged, prompts, resampling=FEW)
     interval = got["intervals"]["fpr"]
-    assert interval["n"] == 40 and interval["high"] - interval["low"] == pytest.approx(0.186, abs=0.03)
+    assert (interval["low"], interval["high"], interval["n"]) == (*wilson(4, 40), 40)
+
+
+def test_a_guard_without_a_mistake_is_not_certain() -> None:
+    """Every resample of a faultless guard is faultless: what is left is what 20 unsafe prompts cannot rule out."""
+    unsafe = np.arange(50) < 20
+    got = metrics.binary_metrics(unsafe, unsafe.astype(float), unsafe, resampling=FEW)
+    room = wilson(0, 20)[1]
+    for name in ("precision", "recall", "f1", "auprc", "recall_at_1_fpr"):
+        interval = got["intervals"][name]
+        assert (interval["value"], interval["high"], interval["n"]) == (1.0, 1.0, 20)
+        assert interval["low"] == pytest.approx(1 - room)
+
+
+def test_the_interval_of_f1_covers() -> None:
+    """100 guards on 60 prompts of two rows each, recall .7 and FPR .2: true F1 = 2 * .35 / (.35 + .1 + .5)."""
+    rng, truth, covered = np.random.default_rng(7), 0.7 / 0.95, 0
+    prompts = [i // 2 for i in range(120)]
+    for _ in range(100):
+        unsafe = np.repeat(rng.random(60) < 0.5, 2)
+        flagged = rng.random(120) < np.where(unsafe, 0.7, 0.2)
+        got = metrics.binary_metrics(unsafe, flagged.astype(float), flagged, prompts, resampling=FEW)
+        covered += got["intervals"]["f1"]["low"] <= truth <= got["intervals"]["f1"]["high"]
+    assert covered >= 88
 
 
 def test_severity_by_hand() -> None:
@@ -117,7 +133,6 @@ def test_calibration_by_hand() -> None:
     got = metrics.binary_calibration(truth, p, bins=2)
     assert got["ece"] == pytest.approx(0.5 * 0.35 + 0.5 * 0.1)
     assert got["brier"] == pytest.approx((0.01 + 0.64 + 0.01 + 0.01) / 4)
-    assert [b["count"] for b in metrics.reliability(truth, p, 2)] == [2, 2]
     # severity: top probabilities .7 (hit) and .4 (miss), one bin: |.5 - .55|
     probabilities = np.array([[0.7, 0.2, 0.1, 0.0], [0.4, 0.2, 0.2, 0.2]])
     got = metrics.severity_calibration(np.array([0, 2]), probabilities, bins=1)

@@ -9,13 +9,13 @@ import pytest
 from beavertails_v import Picture
 from beavertails_v.dialogues import Dialogue, Turn
 from beavertails_v.picture_world import generate, invites_harm
-from safe_rlhf_v.evaluation.statistics import Resampling
 from safe_rlhf_v.refinement.comparison import Comparison, Judged, arm, difference, judged
 from safe_rlhf_v.refinement.metrics import refinement
 from safe_rlhf_v.refinement.oracle_teacher import ground_truth
 from safe_rlhf_v.refinement.plots import spread
 from safe_rlhf_v.refinement.protocol import Rules
 from safe_rlhf_v.refinement.report import cell, render, write_page
+from safe_rlhf_v.statistics import Resampling
 
 RULES, FEW = Rules(max_turns=3), Resampling(draws=100)
 PROMPTS = list({pair.prompt.id: pair.prompt for pair in generate("train", 30, seed=2)}.values())

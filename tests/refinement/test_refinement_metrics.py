@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 
-from safe_rlhf_v.evaluation.statistics import Resampling, wilson
 from safe_rlhf_v.refinement.metrics import (
     accuracy_by_turn,
     average_turns,
@@ -15,6 +14,7 @@ from safe_rlhf_v.refinement.metrics import (
     turn_refinement,
     value_by_turn,
 )
+from safe_rlhf_v.statistics import Resampling, wilson
 
 # T: 1 3 2 2 1; first wrong: 2 of 4 end right ... by hand below
 DIALOGUES = [(9,), (2, 5, 8), (4, 3), (6, 10), (0,)]

@@ -21,7 +21,7 @@ from safe_rlhf_v.models.processing import Encoder, join, load_processor
 from safe_rlhf_v.training import trainers
 from safe_rlhf_v.training.checkpoint import CheckpointError
 from safe_rlhf_v.training.encode import DataError, PairCollator, interleaved, pair_rows, response_rows
-from safe_rlhf_v.training.preference_metrics import auc, cost_metrics, reward_metrics
+from safe_rlhf_v.training.preference_metrics import cost_metrics, reward_metrics
 from safe_rlhf_v.training.records import MetricsFile, latest_checkpoint
 from safe_rlhf_v.training.supervised import train_preference_model, train_sft
 from safe_rlhf_v.training.trainers import PreferenceTrainer, ResponseLogps, SupervisedTrainer
@@ -331,11 +331,3 @@ def test_metrics_of_nothing_are_unknown_not_zero() -> None:
     found = cost_metrics(scores, labels(safer=[1], tied_safety=[True], unsafe=[[True, True]]))
     assert (found["accuracy"], found["auc"], found["balanced_accuracy"], found["mean_cost_safe"]) == (None,) * 4
     assert found["accuracy_tied"] == 1.0
-
-
-def test_auc_equals_counting_pairs() -> None:
-    generator = torch.Generator().manual_seed(0)
-    positive, negative = (torch.randint(0, 5, (n,), generator=generator).double() for n in (30, 20))
-    margin = positive[:, None] - negative[None, :]
-    expected = ((margin > 0).double() + 0.5 * (margin == 0).double()).mean().item()
-    assert auc(positive, negative) == pytest.approx(expected)

@@ -9,12 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_rlhf_v.evaluation import statistics as s
+from safe_rlhf_v import statistics as s
 
 FAST = s.Resampling(draws=400)
-
-
-# ---------------------------------------------------------------------------------------------------- intervals
 
 
 def test_wilson_by_hand() -> None:
@@ -58,6 +55,45 @@ def test_bootstrap_has_the_exact_resampling_distribution() -> None:
 
 def test_bootstrap_in_chunks_draws_as_many() -> None:
     assert s.bootstrap_means(np.zeros(30_000), s.Resampling(draws=150)).shape == (150,)
+
+
+def test_counts_are_those_of_whole_prompts() -> None:
+    prompts = ["a", "a", "b", "c", "c", "c"]
+    counts = np.concatenate(list(s.bootstrap_counts(prompts, s.Resampling(draws=2000))))
+    assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 3] == counts[:, 5]).all()
+    each = counts[:, [0, 2, 3]]
+    assert (each.sum(1) == 3).all() and each.mean(0) == pytest.approx([1, 1, 1], abs=0.07)
+    assert each.var(0) == pytest.approx([2 / 3] * 3, abs=0.07)  # binomial: n p (1 - p) = 3 * 1/3 * 2/3
+
+
+def test_counts_and_means_are_of_the_same_resamples() -> None:
+    values = np.random.default_rng(2).standard_normal(7)
+    counts = np.concatenate(list(s.bootstrap_counts(range(7), FAST)))
+    assert counts @ values / 7 == pytest.approx(s.bootstrap_means(values, FAST))
+
+
+def test_resamples_that_agree_leave_room_only_within_bounds() -> None:
+    same = np.ones(50)
+    assert s.bootstrap_interval(1.0, same, 10, bounds=(0, 1)).low == pytest.approx(1 - 0.277533, abs=1e-6)
+    assert s.bootstrap_interval(1.0, same, 10).low is None
+
+
+def test_shares_of_rows_weigh_a_prompt_by_its_rows() -> None:
+    found = s.share_of_rows([1, 1, 1, 0], ["a", "a", "a", "b"])
+    assert found.value == pytest.approx(0.75) and (found.n, found.high) == (2, 1.0)
+    assert s.share_of_rows([1, 1, 0, 0], ["a", "a", "b", "b"]) == s.proportion_interval([1, 0])
+    assert s.share_of_rows([1, 0, 0]) == s.proportion_interval([1, 0, 0])
+
+
+def test_the_interval_of_a_share_of_rows_covers() -> None:
+    """50 prompts of one to six rows that agree, 30 % true: the share of rows is a ratio of two sums."""
+    rng, covered = np.random.default_rng(11), 0
+    for _ in range(200):
+        size, flags = rng.integers(1, 7, 50), rng.random(50) < 0.3
+        ids = np.repeat(np.arange(50), size).tolist()
+        found = s.share_of_rows(np.repeat(flags, size), ids, resampling=FAST)
+        covered += found.low <= 0.3 <= found.high
+    assert 180 <= covered <= 198
 
 
 def test_interval_by_prompt_covers_and_by_answer_does_not() -> None:
@@ -144,92 +180,6 @@ def test_bad_vectors_are_refused(bad: list[float]) -> None:
 def test_one_id_per_answer() -> None:
     with pytest.raises(ValueError, match="2 entries but prompts has 1"):
         s.mean_interval([1, 2], ["a"])
-
-
-# ---------------------------------------------------------------------------------------------------- costs
-
-
-def test_cvar_by_hand() -> None:
-    costs = np.arange(1.0, 11.0)
-    assert s.cvar(costs, 0.8) == pytest.approx(9.5)  # mean of 9 and 10
-    assert s.cvar(costs, 0.85) == pytest.approx(14.5 / 1.5)  # 10 whole, 9 by half
-    assert s.cvar(costs, 0.0) == pytest.approx(5.5)  # the mean
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12), st.floats(0, 0.99))
-def test_cvar_is_the_minimum_over_eta(costs: list[float], alpha: float) -> None:
-    brute = min(eta + np.maximum(np.array(costs) - eta, 0).mean() / (1 - alpha) for eta in costs)
-    assert s.cvar(costs, alpha) == pytest.approx(brute, abs=1e-9)
-
-
-def test_cvar_refuses_alpha_one() -> None:
-    with pytest.raises(ValueError, match="alpha 1"):
-        s.cvar([1.0], 1.0)
-
-
-def test_compensation_by_hand() -> None:
-    found = s.compensation([2, -1, -3, 0], ["a", "a", "b", "b"], alpha=0.75, tau=0.4)
-    assert found.mean == -0.5  # (2 - 1 - 3) / 4
-    assert found.mean_positive == 0.5 and found.mean_negative == 1.0
-    assert found.mean == found.mean_positive - found.mean_negative
-    assert found.compensated_mass == 0.5
-    assert found.unsafe_share == 0.25  # cost 0 is safe
-    assert found.cvar == 2.0
-    assert found.share_above_tau == 0.5  # P(c > 0 | a) = 1/2 > .4, P(c > 0 | b) = 0
-    assert s.compensation([2, -1, -3, 0], ["a", "a", "b", "b"], tau=0.5).share_above_tau == 0.0  # strictly above
-    assert (found.n_answers, found.n_prompts) == (4, 2)
-
-
-# ---------------------------------------------------------------------------------------------------- models
-
-
-def test_ranking_accuracy() -> None:
-    # right, wrong, tie: (1 + 0 + 1/2) / 3
-    assert s.ranking_accuracy([[2, 1], [0, 3], [1, 1]], [0, 0, 1]) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match=r"expected \(N, 2\)"):
-        s.ranking_accuracy([1, 2], [0, 1])
-
-
-def test_sign_accuracy_counts_zero_as_safe() -> None:
-    assert s.sign_accuracy([1, -1, 0, 2], [True, True, False, False]) == 0.5
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=20))
-def test_auc_is_the_share_of_ordered_pairs(rows: list[tuple[int, bool]]) -> None:
-    up, down = [x for x, y in rows if y], [x for x, y in rows if not y]
-    found = s.auc([x for x, _ in rows], [y for _, y in rows])
-    if not up or not down:
-        assert found is None
-    else:
-        assert found == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a in up for b in down]))
-
-
-def test_balanced_accuracy() -> None:
-    # recall of the positives 1/2, of the negatives 1
-    assert s.balanced_accuracy([1, 0, 0, 0, 0], [1, 1, 0, 0, 0]) == 0.75
-    assert s.balanced_accuracy([1, 0], [1, 1]) is None
-
-
-def test_calibration_by_hand() -> None:
-    # bin 0..1/10: predicted .1, seen 1/2; bin 9/10..1: predicted .9, seen 1: ECE = (.4 + .1) / 2
-    assert s.expected_calibration_error([0.05, 0.05, 0.95, 0.95], [0, 1, 1, 1]) == pytest.approx((0.45 + 0.05) / 2)
-    table = s.calibration_bins([0.0, 1.0, 0.5], [0, 1, 1])
-    assert [b.count for b in table] == [1, 1, 1] and table[-1].confidence == 1.0
-    with pytest.raises(ValueError, match="outside 0..1"):
-        s.calibration_bins([1.2], [1])
-
-
-def test_calibrated_predictions_have_little_error() -> None:
-    rng = np.random.default_rng(0)
-    p = rng.random(20_000)
-    assert s.expected_calibration_error(p, rng.random(20_000) < p) < 0.02
-    assert s.expected_calibration_error(p, rng.random(20_000) < p**3) > 0.2
-
-
-def test_sigmoid_does_not_overflow() -> None:
-    assert s.sigmoid([-1000.0, 0.0, 1000.0]).tolist() == [0.0, 0.5, 1.0]
 
 
 def test_settings_are_checked() -> None:

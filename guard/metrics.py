@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def _shares(unsafe: Array, flagged: Array, names: Sequence[Hashable], resampling
     """Intervals of the figures that are shares of rows: what share `hit` has of the rows `of`."""
     rates = {"precision": (unsafe, flagged), "recall": (flagged, unsafe), "fpr": (flagged, ~unsafe)}
     return {
-        name: share_of_rows(hit[of], [names[i] for i in np.flatnonzero(of)], resampling=resampling)
+        name: share_of_rows(hit[of], list(compress(names, of)), resampling=resampling)
         for name, (hit, of) in rates.items()
         if of.any()
     }
@@ -78,7 +79,7 @@ def _resampled(
     for name, value in point.items():
         values = np.concatenate([some[name] for some in drawn])
         behind = rows[0] | rows[2] if name == "f1" else rows[0]
-        prompts = len({names[i] for i in np.flatnonzero(behind)})
+        prompts = len(set(compress(names, behind)))
         intervals[name] = bootstrap_interval(
             value, values[np.isfinite(values)], prompts, bounds=(0.0, 1.0), resampling=resampling
         )

@@ -18,7 +18,7 @@ from guard.types import Verdict
 from safe_rlhf_v.types import Inputs, Responses
 
 log = logging.getLogger(__name__)
-Policy = Callable[[list[Prompt]], Sequence[str]]
+AnswerFunction = Callable[[list[Prompt]], Sequence[str]]
 REFUSAL = "I can't help with that request."
 
 
@@ -113,7 +113,7 @@ class Transcript:
 
 
 def regenerate(
-    policy: Policy,
+    policy: AnswerFunction,
     guard: Judge,
     prompts: Sequence[Prompt],
     max_rounds: int = 5,
@@ -159,7 +159,9 @@ def _judged(guard: Any, prompts: Sequence[Prompt], texts: Sequence[str] | None =
         return list(guard.judge(prompts, texts, on_error="refuse"))
 
 
-def _attempt(policy: Policy, guard: Judge, prompts: list[Prompt], count: Callable[[str], int] | None) -> list[Attempt]:
+def _attempt(
+    policy: AnswerFunction, guard: Judge, prompts: list[Prompt], count: Callable[[str], int] | None
+) -> list[Attempt]:
     start = time.perf_counter()
     texts = list(policy(prompts))
     if len(texts) != len(prompts):

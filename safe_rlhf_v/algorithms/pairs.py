@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from safe_rlhf_v.types import PairBatch, Responses
 
@@ -17,14 +18,20 @@ def in_order(values: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
     return values.gather(1, index).squeeze(1), values.gather(1, 1 - index).squeeze(1)
 
 
-def _tokens(responses: Responses, row: int) -> list[int]:
-    return responses.ids[row][responses.mask[row].bool()].tolist()  # type: ignore[no-any-return]
+def identical(first: Responses, second: Responses) -> Tensor:
+    """(B,) bool: whether both responses of a pair are the same tokens, whatever their padding."""
+    width = max(first.ids.shape[1], second.ids.shape[1])
+    ids, masks = zip(*((_padded(r.ids, width), _padded(r.mask.bool(), width)) for r in (first, second)), strict=True)
+    return ((masks[0] == masks[1]) & ((ids[0] == ids[1]) | ~masks[0])).all(1)
+
+
+def _padded(rows: Tensor, width: int) -> Tensor:
+    return pad(rows, (0, width - rows.shape[1]))
 
 
 def refuse_identical(batch: PairBatch) -> None:
     """Raises ValueError naming the pairs whose two responses are the same tokens: no score can rank them."""
-    first, second = batch.responses
-    rows = [i for i in range(len(batch)) if _tokens(first, i) == _tokens(second, i)]
+    rows = identical(*batch.responses).nonzero().flatten().tolist()
     if rows:
         raise ValueError(f"pairs {rows} of the batch hold the same response twice; drop them when loading")
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import set_seed
 
 from beavertails_v.schema import Prompt
+from safe_rlhf_v.algorithms.can import preference_scores
 from safe_rlhf_v.files import replacing
 from safe_rlhf_v.generation.base import Sampling
-from safe_rlhf_v.models.roles import Roles, SeparateRoles
+from safe_rlhf_v.models.roles import Roles, SeparateRoles, Speaker
 from safe_rlhf_v.models.weights import read_torch
 from safe_rlhf_v.rollout import Passes, sample
 from safe_rlhf_v.scorers import Scorer
@@ -93,7 +94,7 @@ def kept(path: Path, make: Callable[[], Sampled]) -> Sampled:
 class PreferenceScorer:
     """beta log(pi_r/ref) as reward and -beta log(pi_g/ref) as cost: PeCAN's stand-ins, arXiv 2405.19544.
 
-    helpful, safe: roles whose policies are pi_r (DPO on helpfulness) and pi_g (DPO on safety), each beside ref. A cost
+    helpful, safe: roles whose policies are pi_r (DPO on helpfulness) and pi_g (DPO on safety), both beside ref. A cost
     is no longer above 0 where a response is unsafe; only its differences mean something.
     """
 
@@ -102,9 +103,13 @@ class PreferenceScorer:
     beta: float
 
     def __call__(self, prompts: Sequence[Prompt], inputs: Inputs, responses: Responses) -> tuple[Tensor, Tensor]:
-        return self._score(self.helpful, inputs, responses), -self._score(self.safe, inputs, responses)
+        reference = self._logps(self.helpful, inputs, responses, "reference")
+        helpful, safe = (self._logps(roles, inputs, responses, "policy") for roles in (self.helpful, self.safe))
+        rewards, gains = preference_scores(helpful, safe, reference, self.beta)
+        return rewards.float(), -gains.float()
 
-    def _score(self, roles: SeparateRoles, inputs: Inputs, responses: Responses) -> Tensor:
+    def _logps(self, roles: SeparateRoles, inputs: Inputs, responses: Responses, role: Speaker) -> Tensor:
+        """(B,) float64: log-probability of each response."""
         own = roles.prepare(replace(inputs, features=None))  # another model's features may not be this one's
-        ratio = roles.logps(own, responses, "policy") - roles.logps(own, responses, "reference")
-        return self.beta * ratio.masked_fill(~responses.mask, 0.0).sum(1)
+        logps = roles.logps(own, responses, role).double()
+        return logps.masked_fill(~responses.mask, 0.0).sum(1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from safe_rlhf_v.algorithms.cost_model import CostModel
-from safe_rlhf_v.algorithms.pairs import in_order
+from safe_rlhf_v.algorithms.pairs import identical, in_order
 from safe_rlhf_v.algorithms.reward_model import RewardModel
 from safe_rlhf_v.losses import cost_loss, reward_loss
 from safe_rlhf_v.types import Inputs, PairBatch, Responses
@@ -36,6 +36,13 @@ BATCH = batch([1, 0, 1], [0, 1, 1], [[2.0, -3.0], [-1.0, 3.0], [0.0, 1.0]])
 def test_in_order_puts_the_preferred_first() -> None:
     preferred, other = in_order(SCORES, torch.tensor([1, 0, 1]))
     assert preferred.tolist() == [2.0, 3.0, 0.25] and other.tolist() == [1.0, -1.0, 0.5]
+
+
+def test_identical_is_of_tokens_whatever_their_padding() -> None:
+    first = responses([[4, 1], [4, 1], [4, 1], [4, 5, 1]])
+    second = responses([[4, 1], [4, 1, 1, 0], [5, 1], [4, 5, 1]])  # alike; longer by pad-like ids; other; alike
+    noise = replace(second, ids=second.ids.masked_fill(~second.mask, 9))
+    assert identical(first, second).tolist() == identical(noise, first).tolist() == [True, False, False, True]
 
 
 def test_reward_model_ranks_by_helpfulness() -> None:

@@ -95,7 +95,7 @@ def lengths(base: Path) -> memory.Lengths:
 
 def measure(case: str, folder: Path) -> Measured:
     """Run one case in this process."""
-    from safe_rlhf_v.cli import build
+    from safe_rlhf_v.stages import build
 
     stage, overrides = CASES[case]
     base = base_model(folder / "base")
@@ -135,9 +135,9 @@ def _supervised(settings: Settings, stage: str, base: Path, folder: Path) -> int
 
 
 def _policy(settings: Settings, stage: str, base: Path, folder: Path) -> int:
-    from safe_rlhf_v.cli import build
     from safe_rlhf_v.models.backbone import load_backbone
     from safe_rlhf_v.models.heads import HeadedModel
+    from safe_rlhf_v.stages import build
     from safe_rlhf_v.training.supervised import lora_settings
 
     for kind in ("reward", "cost"):

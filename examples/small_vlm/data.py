@@ -24,10 +24,10 @@ import parts
 import torch
 
 from beavertails_v import Picture, Prompt
-from safe_rlhf_v.cli.answering import Answering
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.evaluation.judges import looks_like_refusal
 from safe_rlhf_v.files import replace_text
+from safe_rlhf_v.stages.answering import Answering
 
 T = TypeVar("T")
 # The last wording of each kind is for evaluation alone.

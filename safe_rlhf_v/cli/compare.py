@@ -28,7 +28,6 @@ from safe_rlhf_v.cli.compare_plan import (
 from safe_rlhf_v.cli.compare_settings import CompareSettings
 from safe_rlhf_v.cli.measure import stage_metrics
 from safe_rlhf_v.cli.quickstart import make_start, make_world
-from safe_rlhf_v.cli.stage_folder import write_json
 from safe_rlhf_v.comparison.claims import judge_claims
 from safe_rlhf_v.comparison.comparison import Comparison
 from safe_rlhf_v.comparison.page import Failure, PageData, write_page
@@ -38,6 +37,7 @@ from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.config_io import dump_yaml
 from safe_rlhf_v.jobs.live import LiveWatcher, clock
 from safe_rlhf_v.jobs.scheduler import THREADS, Job, Outcome, run_jobs
+from safe_rlhf_v.stages.folder import write_json
 
 """One core a process: as many processes as cores. More threads a process are slower on models this small."""
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from safe_rlhf_v.cli import train
 from safe_rlhf_v.cli.compare_settings import IMITATING, CompareSettings, MethodSection, flat_overrides
-from safe_rlhf_v.cli.stage_folder import BOOKKEEPING, read_done, write_json
 from safe_rlhf_v.comparison.runs import REFERENCE
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.jobs.scheduler import Job
+from safe_rlhf_v.stages.folder import BOOKKEEPING, read_done, write_json
 
 MEASURING = ("evaluation", "generation", "guard")
 """Sections that a training stage does not depend on: changed, a run is measured again and not trained again."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import typer
 
-from safe_rlhf_v.cli import stages
 from safe_rlhf_v.cli.common import user_errors
 from safe_rlhf_v.cli.compare_plan import infeasible
 from safe_rlhf_v.cli.measure import measure
 from safe_rlhf_v.config import SettingsError, load_settings
+from safe_rlhf_v.stages import stages
 
 
 @user_errors

@@ -18,9 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from beavertails_v import ComparisonSet, load_comparisons
-from safe_rlhf_v.cli import build
 from safe_rlhf_v.cli.common import console, is_user_error
-from safe_rlhf_v.cli.stage_folder import require_writable
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.models.preflight import preflight
 from safe_rlhf_v.models.processing import Encoder
@@ -29,6 +27,8 @@ from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.planning import stages as memory
 from safe_rlhf_v.planning.footprint import meta_model
 from safe_rlhf_v.planning.stages import StageMemory
+from safe_rlhf_v.stages import build
+from safe_rlhf_v.stages.folder import require_writable
 from safe_rlhf_v.training.encode import fault, pair_rows
 from safe_rlhf_v.training.supervised import opens_pictures
 

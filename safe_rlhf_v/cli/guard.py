@@ -85,7 +85,7 @@ def regenerate(
     Example: safe-rlhf-v guard regenerate runs/quickstart/guard -m runs/quickstart/policy -i a.png -p "what is this ?"
     """
     from guard.classifier import Guard
-    from safe_rlhf_v.cli.answering import regenerate_one
+    from safe_rlhf_v.stages.answering import regenerate_one
 
     question = _question(prompt, text)
     judge = Guard.from_pretrained(folder, policy=policy)

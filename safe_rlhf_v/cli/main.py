@@ -203,8 +203,8 @@ def generate(
 
     Example: safe-rlhf-v generate runs/quickstart/policy --output answers.jsonl -s data.path=runs/quickstart/data
     """
-    from safe_rlhf_v.cli.answering import answer_one, answer_split
     from safe_rlhf_v.config import SettingsError
+    from safe_rlhf_v.stages.answering import answer_one, answer_split
 
     settings = settings_of(config, set_, "generation")
     if (prompt is None) == (output is None):
@@ -251,7 +251,7 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
 
     Example: safe-rlhf-v evaluate --config run.yaml evaluation.samples=4
     """
-    from safe_rlhf_v.cli.evaluation import evaluate as run
+    from safe_rlhf_v.stages.evaluate import evaluate as run
 
     result = run(settings_of(config, overrides, "evaluation"))
     show("evaluation", result["headline"])

@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.answering import Answering, Scoring
-from safe_rlhf_v.cli.stage_folder import read_done, write_json
 from safe_rlhf_v.comparison.runs import RUN_FIELDS, answer_table
 from safe_rlhf_v.config import Settings, load_settings
 from safe_rlhf_v.evaluation.benchmarks import benchmark_of
 from safe_rlhf_v.evaluation.run import collect
 from safe_rlhf_v.files import replacing
+from safe_rlhf_v.stages import build
+from safe_rlhf_v.stages.answering import Answering, Scoring
+from safe_rlhf_v.stages.folder import read_done, write_json
 from safe_rlhf_v.training.encode import dropped, encodable, write_left_out
 
 

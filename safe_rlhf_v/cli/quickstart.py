@@ -15,15 +15,15 @@ from typing import Any
 
 import typer
 
-from safe_rlhf_v.cli import stages
 from safe_rlhf_v.cli.common import console, plain, user_errors
 from safe_rlhf_v.cli.compare_plan import share_of_steps
-from safe_rlhf_v.cli.stage_folder import read_done, run_stage
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.evaluation.bars import check, print_outcomes
 from safe_rlhf_v.jobs.forked import one_thread, ranks
 from safe_rlhf_v.jobs.live import LiveWatcher
 from safe_rlhf_v.jobs.scheduler import THREADS, Job, run_jobs
+from safe_rlhf_v.stages import stages
+from safe_rlhf_v.stages.folder import read_done, run_stage
 
 TITLES = {
     "data": "draw the picture world, in the layout of BeaverTails-V",

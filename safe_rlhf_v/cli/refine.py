@@ -59,7 +59,7 @@ def dialogues(
 
     Example: safe-rlhf-v refine dialogues runs/d --student runs/quickstart/sft -s data.path=runs/quickstart/data
     """
-    from safe_rlhf_v.cli.refinement import make
+    from safe_rlhf_v.stages.refine import make
 
     found = make(settings_of(config, set_), out, student, teacher, mode.value, split.value, count)
     show("dialogues", found)
@@ -92,7 +92,7 @@ def train_teacher(
 
 
 def _train(who: str, folder: Path, config: Config, overrides: Overrides, overwrite: bool) -> None:
-    from safe_rlhf_v.cli.refinement import train
+    from safe_rlhf_v.stages.refine import train
 
     settings = settings_of(config, overrides)
     show(who, train(who, settings, folder, overwrite=overwrite))  # type: ignore[arg-type]
@@ -131,8 +131,8 @@ def evaluate(
 
     Example: safe-rlhf-v refine evaluate runs/d --teacher runs/demo/teacher
     """
-    from safe_rlhf_v.cli.refinement import fixed_figures, free_figures, read
-    from safe_rlhf_v.cli.stage_folder import write_json
+    from safe_rlhf_v.stages.folder import write_json
+    from safe_rlhf_v.stages.refine import fixed_figures, free_figures, read
 
     settings, given = settings_of(config, set_), read(dialogues)
     if student or teacher:
@@ -167,7 +167,7 @@ def compare(
 
     Example: safe-rlhf-v refine compare --config run.yaml --size 500 --size 2000
     """
-    from safe_rlhf_v.cli.refinement_compare import compare as run
+    from safe_rlhf_v.stages.refine_compare import compare as run
 
     settings = settings_of(config, overrides)
     page, headline = run(settings, sorted(set(size or [500, 2000, 8000])), overwrite=overwrite)

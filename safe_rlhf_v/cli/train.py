@@ -32,7 +32,7 @@ Overwrite = Annotated[
 def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> None:
     settings = settings_of(config, overrides, stage)
     require_start(settings, stage)  # before torch is imported and every picture is read
-    from safe_rlhf_v.cli import stages
+    from safe_rlhf_v.stages import stages
 
     measured = getattr(stages, stage)(settings, overwrite=overwrite)
     show(stage, _guard_figures(measured) if stage == "guard" else measured)

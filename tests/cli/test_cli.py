@@ -11,8 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from commands import error, run
 
 from beavertails_v import Prompt
 from beavertails_v.picture_world import vocabulary, write
@@ -23,15 +22,15 @@ from safe_rlhf_v.algorithms.kto import KTO
 from safe_rlhf_v.algorithms.mm_dpo import MMDPO
 from safe_rlhf_v.algorithms.sacpo import SACPO
 from safe_rlhf_v.algorithms.safe_dpo import SafeDPO
-from safe_rlhf_v.cli import app, build, evaluation, stages
-from safe_rlhf_v.cli.answering import Scoring
-from safe_rlhf_v.cli.stage_folder import identity, run_stage
 from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.demo.tiny import tiny_llava
 from safe_rlhf_v.generation import Sampling
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.stages import build, evaluate, stages
+from safe_rlhf_v.stages.answering import Scoring
+from safe_rlhf_v.stages.folder import identity, run_stage
 
 TINY = """
 output_dir: {folder}/run
@@ -53,18 +52,6 @@ policy:
 generation: {{max_new_tokens: 6}}
 evaluation: {{bootstrap: 100}}
 """
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-
-
-def error(*arguments: str | Path) -> str:
-    """What a mistake of the user prints: one message, exit code 2, no traceback."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +264,7 @@ RANK_THAT_OVERWRITES = """
 import re
 import shutil, sys, time
 from pathlib import Path
-from safe_rlhf_v.cli.stage_folder import run_stage
+from safe_rlhf_v.stages.folder import run_stage
 from safe_rlhf_v.config import load_settings
 
 delete = shutil.rmtree
@@ -323,13 +310,13 @@ def test_guard_does_not_grade_its_own_rounds(monkeypatch: pytest.MonkeyPatch) ->
     """Where no truth is known the trained models judge, but not the guard whose loop is measured."""
     prompts = [Prompt(text="how ?", category="animal_abuse"), Prompt(text="what ?"), Prompt(text="why ?", benign=True)]
     asked: list[Any] = []
-    monkeypatch.setattr(evaluation, "regenerate", lambda policy, guard, rows, *_, **__: asked.append(rows) or rows)
-    monkeypatch.setattr(evaluation, "safety_by_round", lambda _, judge, __, more: [judge(prompts[0], "so ."), more])
+    monkeypatch.setattr(evaluate, "regenerate", lambda policy, guard, rows, *_, **__: asked.append(rows) or rows)
+    monkeypatch.setattr(evaluate, "safety_by_round", lambda _, judge, __, more: [judge(prompts[0], "so ."), more])
     base: Any = SimpleNamespace(sampling=Sampling(), encoder=None, batch_size=2)
     flags_all: Any = SimpleNamespace(can_judge=lambda kind: True, judge=lambda *_: [SimpleNamespace(severity=3)])
     scorer: Any = lambda prompts, texts: ([0.0], [-1.0])  # noqa: E731
-    asked = evaluation.benchmark_of(prompts, scorer, evaluation._severities(flags_all))
-    rounds = evaluation._rounds(load_settings(), flags_all, base, asked)
+    benchmark = evaluate.benchmark_of(prompts, scorer, evaluate._severities(flags_all))
+    rounds = evaluate._rounds(load_settings(), flags_all, base, benchmark)
     assert rounds == [False, prompts[2:]]
     assert asked == [prompts[:1], prompts[2:]]  # what invites harm and what is harmless, each in a loop of its own
 
@@ -338,13 +325,13 @@ def test_report_warns_of_evaluation_prompts_seen_in_training(folder: Path, tmp_p
     """By what the stages were trained on, which the settings of the evaluation need not name."""
     prompts = {s: build.comparisons(load_settings(folder / "run.yaml"), s).prompts() for s in ("train", "evaluation")}  # type: ignore[arg-type]
     settings = load_settings(folder / "run.yaml", [f"output_dir={tmp_path}"])
-    assert evaluation.leakage_notes(settings, prompts["evaluation"]) == []  # nothing was trained here
+    assert evaluate.leakage_notes(settings, prompts["evaluation"]) == []  # nothing was trained here
     run_stage("reward", settings, ["reward"], lambda _: {})
     run_stage("cost", settings, ["cost"], lambda _: {})
-    assert evaluation.leakage_notes(settings, prompts["evaluation"]) == []
+    assert evaluate.leakage_notes(settings, prompts["evaluation"]) == []
     elsewhere = load_settings(folder / "run.yaml", [f"output_dir={tmp_path}", "data.path=elsewhere"])
     mixed = [*prompts["evaluation"], *prompts["train"][:2], replace(prompts["train"][2], text="another question")]
-    (note,) = evaluation.leakage_notes(elsewhere, mixed)
+    (note,) = evaluate.leakage_notes(elsewhere, mixed)
     assert f"3 of {len(mixed)} evaluation prompts" in note and str(folder / "data") in note
     assert "2 stand there word for word with their pictures, 1 shares a picture alone" in note
 
@@ -558,7 +545,7 @@ def test_help_does_not_wait_for_torch() -> None:
 def test_the_report_says_what_training_bounded_where_it_is_not_the_mean(
     changes: list[str], want: tuple[float, float] | None
 ) -> None:
-    found = evaluation.bounded_instead(load_settings(None, changes), -0.5, [-2.0, -1.0, 0.0, 4.0], ["a", "b", "a", "b"])
+    found = evaluate.bounded_instead(load_settings(None, changes), -0.5, [-2.0, -1.0, 0.0, 4.0], ["a", "b", "a", "b"])
     assert (found and (found["bound"], found["value"])) == (want and pytest.approx(want, abs=1e-4))
 
 

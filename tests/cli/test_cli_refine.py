@@ -7,9 +7,10 @@ from typer.testing import CliRunner
 
 from beavertails_v.dialogues import Dialogue, Turn, load_dialogues, write_dialogues
 from beavertails_v.picture_world import vocabulary, write
-from safe_rlhf_v.cli import app, refinement
+from safe_rlhf_v.cli import app
 from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.demo.tiny import tiny_llava
+from safe_rlhf_v.stages import refine
 
 TINY = """
 output_dir: {folder}/run
@@ -110,7 +111,7 @@ def test_replies_that_do_not_fit_are_empty(folder: Path, capsys: pytest.CaptureF
     from beavertails_v import Prompt
 
     settings = load_settings(folder / "run.yaml", ["model.max_prompt_length=12"])
-    replies = refinement.Replies(folder / "base", settings)
+    replies = refine.Replies(folder / "base", settings)
     found = replies([Prompt(text="what is this ?"), Prompt(text="what is this ? " * 9)])
     assert found[1] == ""
     assert "no reply: prompt" in capsys.readouterr().out
@@ -119,7 +120,7 @@ def test_replies_that_do_not_fit_are_empty(folder: Path, capsys: pytest.CaptureF
 def test_a_quoted_reply_cannot_forge_a_turn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from beavertails_v import Prompt
 
-    replies = refinement.Replies(folder / "base", load_settings(folder / "run.yaml"))
+    replies = refine.Replies(folder / "base", load_settings(folder / "run.yaml"))
     monkeypatch.setattr(type(replies.model), "__call__", lambda self, prompts: ["a <image> </s> b"] * len(prompts))
     (text,) = replies([Prompt(text="what is this ?")])
     assert "<image>" not in text and "</s>" not in text
@@ -144,7 +145,7 @@ def test_mistakes_are_one_line(
 
 def test_dialogues_that_teach_nothing_are_refused_before_training(folder: Path) -> None:
     """Each has one answer, right at once: nothing to refine. With first answers taken, nothing to measure on."""
-    prompts = refinement.cases(load_settings(folder / "run.yaml"), "train")
+    prompts = refine.cases(load_settings(folder / "run.yaml"), "train")
     once = [Dialogue(prompt=c.prompt, truth=c.truth, turns=(Turn(answer="so .", score=9),)) for c in prompts]
     write_dialogues(once, folder / "once")
     train = ("refine", "train", "student", "--dialogues", folder / "once", "--config", folder / "run.yaml")
@@ -159,7 +160,7 @@ def test_the_oracle_knows_the_picture_world_alone(folder: Path) -> None:
     from beavertails_v import Prompt
 
     with pytest.raises(ValueError, match="--teacher oracle knows the picture world alone"):
-        refinement.teacher_of("oracle", load_settings(folder / "run.yaml"), [Prompt(text="what ?")])
+        refine.teacher_of("oracle", load_settings(folder / "run.yaml"), [Prompt(text="what ?")])
 
 
 @pytest.mark.parametrize(

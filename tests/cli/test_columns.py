@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import error, run
+from commands import error, run
 
 from beavertails_v.picture_world import vocabulary
 from safe_rlhf_v.demo.tiny import tiny_llava

@@ -31,12 +31,12 @@ from safe_rlhf_v.cli.compare_plan import (
 )
 from safe_rlhf_v.cli.compare_settings import CompareSettings, flat_overrides, load_compare, merge
 from safe_rlhf_v.cli.measure import effort
-from safe_rlhf_v.cli.stage_folder import write_json
 from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.demo.tiny import tiny_llava
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import load_processor
+from safe_rlhf_v.stages.folder import write_json
 
 CONFIG = Path(__file__).parents[2] / "configs" / "compare.yaml"
 ALL_METHODS = CONFIG.with_name("compare_all.yaml")  # adds to it, in the same folder

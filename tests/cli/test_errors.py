@@ -17,9 +17,9 @@ import pytest
 import torch
 import typer
 import yaml
+from commands import error, run
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from test_cli import error, run
 
 from safe_rlhf_v.cli.train import next_command
 from safe_rlhf_v.console import plain, show

@@ -10,7 +10,7 @@ import torch
 import yaml
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_multi_gpu_env
-from test_cli import error, run
+from commands import error, run
 from torch.distributed.run import determine_local_world_size
 
 from safe_rlhf_v.cli.init import fitted

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_rlhf_v.cli.stages import show_suggestions, threshold, warn_of_judges
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.constraint import BoundWatch
 from safe_rlhf_v.duals import AdditiveDual, LogDual, bound, floor
+from safe_rlhf_v.stages.stages import show_suggestions, threshold, warn_of_judges
 from safe_rlhf_v.training.guidance import describe_suggestions, suggest_thresholds
 
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from beavertails_v.schema import Prompt
 from beavertails_v.taxonomy import Taxonomy
-from safe_rlhf_v.cli import evaluation, stages
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.separate_roles import SeparateRoles
+from safe_rlhf_v.stages import evaluate, stages
 from safe_rlhf_v.training.direct_trainer import DirectTrainer
 from safe_rlhf_v.training.iterative import IterativeArguments, IterativeResult, iterate
 from safe_rlhf_v.training.iterative_model import Constraints, ModelProblem
@@ -248,7 +248,7 @@ def test_the_stage_saves_the_best_iterate_and_names_it(
     options = load_settings(
         None, [f"output_dir={tmp_path}", f"evaluation.model={tmp_path}/iterative", "iterative.bounds=0.2"]
     )
-    constraint = evaluation._constraint(options, -7.0, [])
+    constraint = evaluate._constraint(options, -7.0, [])
     assert constraint["threshold"] == pytest.approx(mean - 0.2)
     assert constraint["final_multiplier"] == best.multipliers[0]
     saved, chosen = (

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.cli.common import plain
-from safe_rlhf_v.cli.fingerprint import absolute, data_files, file_hash, model_files
 from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.console import plain
 from safe_rlhf_v.files import replace_text
+from safe_rlhf_v.stages.fingerprint import absolute, data_files, file_hash, model_files
 
 LOCK, STAGE, DONE, LEFT_OUT = ".lock", "stage.json", "done.json", "left_out.jsonl"
 MADE = " made"  # "start made" tells what stood in the folder that "start" names: the folder itself may have moved

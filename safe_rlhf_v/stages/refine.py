@@ -16,11 +16,8 @@ from beavertails_v.dialogues import FILE, Dialogue, load_dialogues, write_dialog
 from guard.classifier import Guard
 from guard.model import control_tokens
 from guard.text import Neutraliser
-from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.answering import Answering
-from safe_rlhf_v.cli.common import plain
-from safe_rlhf_v.cli.stage_folder import run_stage
 from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.console import plain
 from safe_rlhf_v.models.processing import EncodingError
 from safe_rlhf_v.refinement.fixed import student_against, teacher_against
 from safe_rlhf_v.refinement.formats import Format, format_for
@@ -30,6 +27,9 @@ from safe_rlhf_v.refinement.oracle_teacher import OracleTeacher, ground_truth
 from safe_rlhf_v.refinement.protocol import Case, Mode, Rules, Teacher, run_dialogues
 from safe_rlhf_v.refinement.rows import split_by_prompt, student_rows, teacher_rows
 from safe_rlhf_v.refinement.vocabulary import format_of, teacher_words, with_words
+from safe_rlhf_v.stages import build
+from safe_rlhf_v.stages.answering import Answering
+from safe_rlhf_v.stages.folder import run_stage
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.encode import check_prompt
 from safe_rlhf_v.training.supervised import train_sft

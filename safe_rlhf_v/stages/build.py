@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from beavertails_v import ComparisonSet, Prompt, ResponseSet, load_comparisons, load_responses
 from safe_rlhf_v import duals
-from safe_rlhf_v.cli.common import plain
-from safe_rlhf_v.cli.stage_folder import read_done
 from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.console import plain
+from safe_rlhf_v.stages.folder import read_done
 
 if TYPE_CHECKING:
     from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm

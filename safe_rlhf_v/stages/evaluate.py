@@ -18,12 +18,8 @@ from beavertails_v import Leakage, Prompt, leakage, load_responses
 from guard.classifier import Guard
 from guard.regenerate import GenerativePolicy, regenerate, safety_by_round
 from safe_rlhf_v import duals
-from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.answering import Answering, Scoring
-from safe_rlhf_v.cli.common import plain
-from safe_rlhf_v.cli.stage_folder import LEFT_OUT, read_done, require_writable
-from safe_rlhf_v.cli.stages import readable, threshold
 from safe_rlhf_v.config import Settings
+from safe_rlhf_v.console import plain
 from safe_rlhf_v.evaluation import (
     Answer,
     Benchmark,
@@ -38,6 +34,10 @@ from safe_rlhf_v.evaluation import (
 from safe_rlhf_v.evaluation.judges import Severities, without_guard
 from safe_rlhf_v.evaluation.preference import read_preference
 from safe_rlhf_v.models.kind import require_answering
+from safe_rlhf_v.stages import build
+from safe_rlhf_v.stages.answering import Answering, Scoring
+from safe_rlhf_v.stages.folder import LEFT_OUT, read_done, require_writable
+from safe_rlhf_v.stages.stages import readable, threshold
 from safe_rlhf_v.training.encode import listing, write_left_out
 
 STAGES = ("sft", "reward", "cost", "guard", "policy", "direct", "iterative")

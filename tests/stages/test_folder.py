@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from safe_rlhf_v.cli import fingerprint
-from safe_rlhf_v.cli.stage_folder import at_work, is_full_disk, run_stage
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
+from safe_rlhf_v.stages import fingerprint
+from safe_rlhf_v.stages.folder import at_work, is_full_disk, run_stage
 
 OWN = """name: own
 kind: comparisons
@@ -137,7 +137,7 @@ def test_a_large_file_is_told_by_blocks_of_it(tmp_path: Path, monkeypatch: pytes
 HOLDS = """
 import sys, time
 from pathlib import Path
-from safe_rlhf_v.cli.stage_folder import at_work
+from safe_rlhf_v.stages.folder import at_work
 with at_work(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -161,7 +161,7 @@ def test_a_second_run_is_refused_while_one_is_at_work_and_not_after_its_end(tmp_
 
 
 def test_only_the_main_rank_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safe_rlhf_v.cli.stage_folder._wait_for_all", lambda: None)
+    monkeypatch.setattr("safe_rlhf_v.stages.folder._wait_for_all", lambda: None)
     with at_work(tmp_path):
         monkeypatch.setenv("RANK", "1")
         with at_work(tmp_path):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from beavertails_v import Prompt
-from safe_rlhf_v.cli.evaluation import _rounds
 from safe_rlhf_v.config import load_settings
+from safe_rlhf_v.stages.evaluate import _rounds
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import error
+from commands import error
 
-from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.evaluation import report_folder
 from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.models.kind import kind_of, require_answering
 from safe_rlhf_v.models.source import ModelError
+from safe_rlhf_v.stages import build
+from safe_rlhf_v.stages.evaluate import report_folder
 
 HEADS = {"heads": {"score": 1}, "bias": False}
 

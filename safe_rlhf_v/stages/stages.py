@@ -15,12 +15,12 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from beavertails_v import ComparisonSet, Prompt
-from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.common import plain
-from safe_rlhf_v.cli.stage_folder import LEFT_OUT, main_process, read_done, run_stage, write_json
 from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.console import plain
 from safe_rlhf_v.models.kind import require_answering
 from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.stages import build
+from safe_rlhf_v.stages.folder import LEFT_OUT, main_process, read_done, run_stage, write_json
 from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.encode import LeftOut, dropped, encodable, write_left_out
 from safe_rlhf_v.training.supervised import opens_pictures, train_preference_model, train_sft
@@ -343,6 +343,6 @@ def readable(
 
 def evaluate(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     """Compare the aligned model with its start; writes a report."""
-    from safe_rlhf_v.cli.evaluation import evaluate as run
+    from safe_rlhf_v.stages.evaluate import evaluate as run
 
     return run(settings)

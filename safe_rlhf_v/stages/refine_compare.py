@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from beavertails_v.dialogues import Dialogue, load_dialogues, write_dialogues
-from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.common import plain
-from safe_rlhf_v.cli.refinement import Replies, cases, fit, oracle_teacher, rules
-from safe_rlhf_v.cli.stage_folder import run_stage
 from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.console import plain
 from safe_rlhf_v.refinement.comparison import Arm, Comparison, Judged, arm, difference, judged
 from safe_rlhf_v.refinement.model_teacher import ModelTeacher
 from safe_rlhf_v.refinement.oracle_teacher import OracleTeacher
 from safe_rlhf_v.refinement.protocol import Mode, Teacher, run_dialogues
 from safe_rlhf_v.refinement.report import write_page
+from safe_rlhf_v.stages import build
+from safe_rlhf_v.stages.folder import run_stage
+from safe_rlhf_v.stages.refine import Replies, cases, fit, oracle_teacher, rules
 from safe_rlhf_v.statistics import Resampling
 
 LABELS = {

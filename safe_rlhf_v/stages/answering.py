@@ -14,14 +14,14 @@ from beavertails_v import Prompt
 from guard.items import pictures_of, text_of
 from guard.model import control_tokens
 from guard.text import Neutraliser
-from safe_rlhf_v.cli import build
-from safe_rlhf_v.cli.common import plain
 from safe_rlhf_v.config import Settings
+from safe_rlhf_v.console import plain
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.models.backbone import encode_images, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.kind import require_answering
 from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.stages import build
 from safe_rlhf_v.training.encode import dropped, encodable, listing, write_left_out
 from safe_rlhf_v.types import Inputs, Responses
 

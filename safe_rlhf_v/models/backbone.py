@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 
 from safe_rlhf_v.models.adapters import CONFIG_FILE, LoraSettings, adapter_parameters, add_lora
 from safe_rlhf_v.models.collation import alike, in_order, join
+from safe_rlhf_v.models.generation_config import require_generation_config, savable
 from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.quirks import LOGIT_CAPS, LOGIT_DIVISORS, LOGIT_FACTORS, UNJOINABLE
 from safe_rlhf_v.models.source import ModelError, is_model, reading, trust_remote_code
@@ -78,10 +79,13 @@ def load_backbone(
         options["device_map"] = {"": process_state().device if device is None else device}
     options = {"dtype": to_dtype(dtype)} | {k: v for k, v in options.items() if v is not None}
     require_fitting(path, weight_shapes(path))
+    require_generation_config(path)
     with reading(path, "not a vision-language model that transformers can load"):
         model = AutoModelForImageTextToText.from_pretrained(path, **options)
     if (kind := model.config.model_type) in UNJOINABLE:
         raise ModelError(f"model type {kind} is not supported: {UNJOINABLE[kind]}")
+    if model.can_generate():
+        savable(model.generation_config)
     for folder in adapters:
         weight_shapes(folder)
         with reading(folder, "an adapter that does not fit its base", (CONFIG_FILE,)):

@@ -9,6 +9,7 @@ from PIL import Image
 from beavertails_v.images import Picture
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.models.backbone import chain, require_fitting
+from safe_rlhf_v.models.generation_config import require_generation_config
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.models.weights import weight_shapes
@@ -21,12 +22,13 @@ def preflight(path: str | Path, prompt: Prompt | None = None) -> Encoder:
 
     prompt: one of the data, that is rendered beside a question about a grey picture. Raises ModelError for weights that
     are not whole or of another shape than config.json says, a processor or chat template that is missing, broken or
-    drops the question, and tokens beyond the embedding.
+    drops the question, tokens beyond the embedding, and a generation_config.json that cannot be used.
     """
     shapes: dict[str, list[int]] = {}
     for folder in (folders := chain(path)):
         shapes |= weight_shapes(folder)
     require_fitting(folders[-1], shapes)
+    require_generation_config(folders[-1])
     encoder = Encoder(load_processor(path))
     if QUESTION not in encoder.render(Prompt(text=QUESTION, images=(Picture.from_pil(Image.new("RGB", (64, 64))),))):
         raise ModelError(

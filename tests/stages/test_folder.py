@@ -123,14 +123,36 @@ def test_moved_and_relative_folders_are_the_same(tmp_path: Path, monkeypatch: py
         run_stage("reward", settings(there), ["reward"], never, start=there / "base")
 
 
-def test_a_large_file_is_told_by_blocks_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_byte_of_a_large_file_is_changed_data_and_a_copy_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "WHOLE", 10)
+    monkeypatch.setattr(fingerprint, "BLOCK", 2)
+    monkeypatch.setattr(fingerprint, "PIECE", 16)
+    write(tmp_path)
+    picture, labels = tmp_path / "data" / "a.png", tmp_path / "data" / "train.jsonl"
+    picture.write_bytes(b"0" * 5000)
+    run_stage("reward", settings(tmp_path), ["reward"], measured)
+    for file in (picture, labels):
+        os.utime(file, (1, 1))  # as a copy has it
+    run_stage("reward", settings(tmp_path), ["reward"], never)
+    for file, old, new in ((picture, b"0" * 5000, b"0" * 3000 + b"1" + b"0" * 1999), (labels, b'"one"', b'"uno"')):
+        before = file.read_bytes()
+        file.write_bytes(before.replace(old, new))
+        os.utime(file, (1, 1))
+        with pytest.raises(SettingsError, match="the data changed since, .*train.jsonl"):
+            run_stage("reward", settings(tmp_path), ["reward"], never)
+        file.write_bytes(before)
+
+
+def test_large_weights_are_told_by_blocks_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprint, "WHOLE", 1000)
     monkeypatch.setattr(fingerprint, "BLOCK", 16)
     file = tmp_path / "weights.bin"
     hashes = set()
     for fill in (b"a", b"b"):
         file.write_bytes(fill * 5000)
-        hashes.add(fingerprint.file_hash(file))
+        hashes.add(fingerprint.weights_hash(file))
     assert len(hashes) == 2
 
 

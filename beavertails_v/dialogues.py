@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from beavertails_v.errors import UserError
 from beavertails_v.images import DEFAULT_LIMITS, ImageError, ImageLimits
 from beavertails_v.report import Dropped, LoadReport, without_place
 from beavertails_v.schema import Prompt, SchemaError, Severity
@@ -28,7 +29,7 @@ SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF
 FIELDS = {"question", "images", "truth", "turns", "category", "severity", "meta", "source"}
 
 
-class DialogueError(ValueError):
+class DialogueError(UserError, ValueError):
     """Dialogues cannot be read or written. The message names the file and what to do."""
 
 

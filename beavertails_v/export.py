@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beavertails_v.errors import UserError
 from beavertails_v.schema import Comparison
 from beavertails_v.taxonomy import BENIGN, UNCATEGORISED, Taxonomy
 
@@ -38,7 +39,7 @@ OFFICIAL: dict[str, pa.DataType] = {
 }
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """A comparison cannot be written in the official layout. The message names its position and what to do."""
 
 

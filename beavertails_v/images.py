@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from beavertails_v.errors import UserError
 from beavertails_v.pixels import BlankError, png_without_metadata, visible_rgb
 from beavertails_v.references import kind_of_file, local_name, not_a_name, short, written_bytes
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """A picture cannot be taken in. The message names where it stands, what is wrong and what to do."""
 
 

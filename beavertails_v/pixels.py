@@ -8,6 +8,8 @@ from functools import lru_cache
 
 from PIL import Image, ImageCms
 
+from beavertails_v.errors import UserError
+
 #: Pillow's image modes that carry an alpha channel.
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 #: Pillow's modes of 16 and 32 bits a pixel, scaled (not clipped) down to 8 bits.
@@ -29,7 +31,7 @@ _BLANK_SHARE, _BLANK_LEVELS = 0.005, 8
 _SRGB_GAMMA = 0.45455
 
 
-class BlankError(ValueError):
+class BlankError(UserError, ValueError):
     """What the picture shows is lost where transparency or a profile is applied, so nobody can say what people see."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beavertails_v.cells import Unreadable
+from beavertails_v.errors import UserError
 from beavertails_v.images import Picture
 from beavertails_v.references import short
 from beavertails_v.schema import Comparison, LabelledResponse, Prompt, Response, SchemaError, Severity
@@ -16,7 +17,7 @@ from beavertails_v.taxonomy import BENIGN, Taxonomy
 Row = Mapping[str, Any]
 
 
-class RowError(ValueError):
+class RowError(UserError, ValueError):
     """A row cannot become a record. reason: one of report.REASONS."""
 
     def __init__(self, reason: str, detail: str) -> None:

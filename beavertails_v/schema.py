@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from beavertails_v.errors import UserError
 from beavertails_v.images import Picture
 
 
@@ -30,7 +31,7 @@ class Severity(IntEnum):
         return cls(max(0, -rate))
 
 
-class SchemaError(ValueError):
+class SchemaError(UserError, ValueError):
     """A row breaks an invariant. The message names the field, the value and what is allowed."""
 
 

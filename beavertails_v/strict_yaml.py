@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 import yaml
 
+from beavertails_v.errors import UserError
 
-class YamlError(ValueError):
+
+class YamlError(UserError, ValueError):
     """A text is not YAML that can be used. The message is one line and names the line of the text."""
 
 

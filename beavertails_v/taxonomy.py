@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from beavertails_v.errors import UserError
 from beavertails_v.strict_yaml import YamlError, read_yaml
 
 #: What stands as the category of a prompt known to be harmless (`Prompt.benign`); a missing category says nothing.
@@ -19,7 +20,7 @@ BENIGN = "benign"
 UNCATEGORISED = "uncategorised"
 
 
-class TaxonomyError(ValueError):
+class TaxonomyError(UserError, ValueError):
     """A category is unknown, or a taxonomy file breaks its rules. The message names the nearest name or the field."""
 
 

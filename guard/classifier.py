@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from beavertails_v.errors import UserError
 from beavertails_v.schema import Prompt, Severity
 from guard.calibration import Calibration, scaled
 from guard.items import FAULTS, ImageLike, ItemError, prompt_of, shortened, text_of
@@ -36,7 +37,7 @@ SPEC_FILE, CALIBRATION_FILE, POLICY_FILE = "guard.json", "calibration.json", "po
 OnError = Literal["raise", "refuse"]
 
 
-class UntrainedKindError(ValueError):
+class UntrainedKindError(UserError, ValueError):
     """The guard was asked to judge a kind (queries, responses) that it had no labels to learn."""
 
 

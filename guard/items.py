@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from beavertails_v.errors import UserError
 from beavertails_v.images import ImageError, Picture
 from beavertails_v.references import short, written_bytes
 from beavertails_v.schema import Prompt, SchemaError
@@ -22,7 +23,7 @@ ImageLike = Picture | Image.Image | str | Path | bytes
 _LONG_WORD = re.compile(r"\S{61,}")
 
 
-class ContentError(ValueError):
+class ContentError(UserError, ValueError):
     """A text or a picture that cannot be judged for what it is; the message says what to give instead."""
 
 
@@ -34,7 +35,7 @@ FAULTS = (ContentError, ImageError, EncodingError, SchemaError)
 """What the content of one item can be at fault with."""
 
 
-class ItemError(ValueError):
+class ItemError(UserError, ValueError):
     """An item of a batch cannot be judged. index: its position from 0; fault: what is wrong with it, of `FAULTS`."""
 
     def __init__(self, index: int, fault: Exception) -> None:

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from beavertails_v.errors import UserError
 from beavertails_v.strict_yaml import YamlError, read_yaml
 from guard.types import ACTIONS, Action, Kind
 
 Signal = Literal["unsafe", "minor", "moderate", "severe"]
 
 
-class PolicyError(ValueError):
+class PolicyError(UserError, ValueError):
     """A policy file is not valid. The message names the file, the field and what is allowed."""
 
 

@@ -16,6 +16,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import pad
 
+from beavertails_v.errors import UserError
 from safe_rlhf_v.models.collation import distinct, in_order
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -23,7 +24,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(UserError, RuntimeError):
     """Memory runs out with a single row in a pass."""
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from beavertails_v.errors import UserError
 from beavertails_v.strict_yaml import Scalar, YamlError, load_yaml
 from beavertails_v.strict_yaml import read_yaml as read_yaml_file
 
@@ -21,7 +22,7 @@ M = TypeVar("M", bound=BaseModel)
 SHOWN = 60
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """A setting cannot be used. The message names the file or override, the key, the value and what is allowed."""
 
 

@@ -18,12 +18,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from beavertails_v.errors import UserError
 from safe_rlhf_v.culprit import culprit
 
 P = ParamSpec("P")
 R = TypeVar("R")
 USAGE, CRASH, STOPPED, UNREAD = 2, 70, 130, 141
-OURS = ("beavertails_v", "safe_rlhf_v", "guard")
 PLACES = ("image", "source", "model", "student", "teacher", "model_config")  # a path, an address or a hub id
 TEXTS = ("prompt", "text", "response")
 
@@ -50,9 +50,7 @@ OF_FILES = {
 
 def is_user_error(error: BaseException) -> bool:
     """Errors whose message says what to do: those this project defines, unreadable files, missing packages."""
-    if isinstance(error, OSError | ImportError) or _of_a_file(error) is not None:
-        return True
-    return isinstance(error, ValueError | RuntimeError) and type(error).__module__.partition(".")[0] in OURS
+    return isinstance(error, UserError | OSError | ImportError) or _of_a_file(error) is not None
 
 
 def _of_a_file(error: BaseException) -> str | None:
@@ -108,7 +106,7 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror.lower()}"
     said = str(error).strip()
-    if (about := _of_a_file(error)) is None or type(error).__module__.partition(".")[0] in OURS:
+    if (about := _of_a_file(error)) is None or isinstance(error, UserError):
         return said
     one, file = " ".join(said.split())[:300], culprit(error)
     named = file if file and file not in said else ""
@@ -141,5 +139,5 @@ def _utf8(name: str, value: str) -> str:
     return text if name in TEXTS else value
 
 
-class ArgumentError(ValueError):
+class ArgumentError(UserError, ValueError):
     """An argument of the command line cannot be used."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from beavertails_v.errors import UserError
 from beavertails_v.export import write_beavertails_v
 from beavertails_v.images import Picture
 from beavertails_v.picture_world.draw import Scene, draw, world
@@ -37,7 +38,7 @@ HELD_OUT_STYLE_SHARE = 0.33  # of evaluation pictures
 HELD_OUT_COMBINATION_SHARE = 0.1  # of evaluation prompts
 
 
-class PicturesError(ValueError):
+class PicturesError(UserError, ValueError):
     """A folder of pictures lacks an object or a style. The message says which."""
 
 

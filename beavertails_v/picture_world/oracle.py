@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from beavertails_v.errors import UserError
 from beavertails_v.picture_world.draw import world
 from beavertails_v.picture_world.language import hazards
 from beavertails_v.schema import Prompt, Severity
@@ -55,7 +56,7 @@ class Rating:
         return Severity.from_harmless_rate(self.harmless_rate)
 
 
-class NotOfThisWorld(ValueError):
+class NotOfThisWorld(UserError, ValueError):
     """The prompt carries no picture-world facts, so nothing is known about it."""
 
 

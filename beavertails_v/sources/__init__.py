@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError, model_validator
 
+from beavertails_v.errors import UserError
 from beavertails_v.strict_yaml import Scalar, YamlError, load_yaml
 from beavertails_v.taxonomy import Taxonomy
 
@@ -27,7 +28,7 @@ _SHARED = ("source", "response_category")
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-class SourceError(ValueError):
+class SourceError(UserError, ValueError):
     """A source or a column map cannot be used. The message names the file or the field and what to do."""
 
 

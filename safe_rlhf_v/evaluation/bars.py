@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from beavertails_v.errors import UserError
 from beavertails_v.strict_yaml import YamlError, read_yaml
 
 
-class BarsError(ValueError):
+class BarsError(UserError, ValueError):
     """Bars cannot be used. The message names the file, the bar and what is wrong with it."""
 
 

@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
+from beavertails_v.errors import UserError
 from beavertails_v.images import ImageError
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.models.collation import as_row, collate, join, join_vision, row_bytes, stack_responses
@@ -46,7 +47,7 @@ __all__ = [
 _PLACE = re.compile(r"\A\s*<image>\s*|\s*<image>\s*\Z")
 
 
-class EncodingError(ValueError):
+class EncodingError(UserError, ValueError):
     """One prompt or response cannot be encoded. Data code may catch it, count it and leave the row out."""
 
 

@@ -14,6 +14,8 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import ProcessorMixin
 
+from beavertails_v.errors import UserError
+
 MODEL = ("config.json", "adapter_config.json")  # any one marks a folder as a model's
 PROCESSOR = (*MODEL, "processor_config.json", "preprocessor_config.json")  # or as one that holds a processor
 
@@ -26,7 +28,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """A model cannot be used. The message names the folder or hub id and what to do."""
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from beavertails_v.errors import UserError
 from safe_rlhf_v.models.source import ModelError
 
 POINTER = b"version https://git-lfs"
@@ -25,7 +26,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CUT = "is cut short: copy or fetch it again"
 
 
-class DamagedFile(ValueError):
+class DamagedFile(UserError, ValueError):
     """A file is not what was once written. The message names it and says what is wrong with it."""
 
 

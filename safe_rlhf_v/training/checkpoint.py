@@ -22,13 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from beavertails_v.errors import UserError
 from safe_rlhf_v.models.weights import DamagedFile, damage, read_json, read_tensors, read_torch, require_whole
 
 NAME = re.compile(r"checkpoint-(\d+)$")
 STATE, WEIGHTS, OPTIMIZERS, RNG = "trainer_state.json", "trainable.safetensors", "optimizers.pt", "rng.pt"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be used, or must not be. The message says why, and what to do."""
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
+from beavertails_v.errors import UserError
 from beavertails_v.report import without_place
 from beavertails_v.schema import Comparison, LabelledResponse, Prompt
 from safe_rlhf_v.files import replace_text
@@ -25,7 +26,7 @@ from safe_rlhf_v.types import PairBatch, Responses
 Pick = Literal["all", "more_helpful", "safer", "both"]
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """The data cannot be trained on. The message says what is wrong with it; left_out: the rows that are missing."""
 
     def __init__(self, message: str, left_out: Sequence[LeftOut] = ()) -> None:

@@ -16,11 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from beavertails_v.errors import UserError
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.models.sharding import is_sharded
 
 
-class NotFinite(FloatingPointError, ValueError):
+class NotFinite(UserError, FloatingPointError, ValueError):
     """A loss, a gradient or a score is NaN or infinite. The message names the step and says what to do."""
 
 

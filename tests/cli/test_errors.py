@@ -1,5 +1,7 @@
 """What a command prints and how it ends, on any console and for any text."""
 
+import ast
+import builtins
 import json
 import os
 import pickle
@@ -21,6 +23,7 @@ from commands import error, run
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from guard import PolicyError
 from safe_rlhf_v.cli.train import next_command
 from safe_rlhf_v.console import plain, show
 from safe_rlhf_v.errors import user_errors
@@ -236,3 +239,33 @@ def test_a_missing_model_is_said_before_anything_is_read(tmp_path: Path, monkeyp
         assert f"model.path = {name}: no such folder" in said
         assert f"model.start = {name}: no such folder" in error("train", "cost", f"model.start={name}")
     assert "no such folder;" not in error("train", "reward", "model.path=owner/name")  # perhaps a hub id
+
+
+def bases(package: str) -> dict[str, set[str]]:
+    """Each class of a package with the names of its bases."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / package).rglob("*.py")]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {node.name: {ast.unparse(base) for base in node.bases} for node in classes}
+
+
+def test_every_error_of_the_project_is_one_that_a_user_can_mend() -> None:
+    """A new error class that is not says "fault of safe-rlhf-v" and ends with 70."""
+    found = {name: of for package in ("beavertails_v", "safe_rlhf_v", "guard") for name, of in bases(package).items()}
+    exceptions = {
+        name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)
+    }
+    ours = {"UserError"}
+    while more := {name for name, of in found.items() if of & ours} - ours:
+        ours |= more
+    assert {name for name, of in found.items() if of & exceptions} - ours == set()
+    assert len(ours) > 20
+
+
+def test_a_class_that_is_not_ours_is_a_fault_wherever_it_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
+    class Other(ValueError):
+        __module__ = "safe_rlhf_v.somewhere"
+
+    assert ends(Other("no sentence for a user")) == 70 and "fault of safe-rlhf-v" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert ends(PolicyError("policy.yaml: no rules")) == 2

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from safe_rlhf_v.comparison.claims import ALPHA, Finding
 from safe_rlhf_v.comparison.comparison import FIGURES, TAU, Comparison
@@ -26,7 +24,8 @@ from safe_rlhf_v.comparison.page_rows import (
 from safe_rlhf_v.comparison.plots import START
 from safe_rlhf_v.comparison.runs import REFERENCE
 from safe_rlhf_v.evaluation import verdict
-from safe_rlhf_v.evaluation.report import duration
+from safe_rlhf_v.evaluation.report import count, duration
+from safe_rlhf_v.evaluation.templating import template
 from safe_rlhf_v.files import replace_text
 
 
@@ -75,18 +74,11 @@ def to_json(data: PageData) -> dict[str, Any]:
 
 def render(data: PageData) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("safe_rlhf_v.comparison"), PackageLoader("safe_rlhf_v.evaluation")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": verdict.number, "duration": duration, "count": _count}
-    environment.filters |= {"p": p_value, "percent": verdict.percent}
+    filters: dict[str, Callable[..., str]] = {"number": verdict.number, "percent": verdict.percent, "p": p_value}
+    filters |= {"duration": duration, "count": count}
     comparison = data.comparison
     methods = {m: t for m, t in comparison.methods.items() if comparison.of(m)}
-    return environment.get_template("compare.html.jinja").render(
+    return template("safe_rlhf_v.comparison", "compare.html.jinja", **filters).render(
         data=data,
         reference=comparison.reference.info,
         prompts=len(comparison.reference.prompts),
@@ -107,10 +99,6 @@ def render(data: PageData) -> str:
         alpha=ALPHA,
         tau=TAU,
     )
-
-
-def _count(n: float) -> str:
-    return f"{round(n):,}".replace(",", "\u202f")
 
 
 # ---------------------------------------------------------------------------------------------------- in words

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from safe_rlhf_v.evaluation import plots, verdict
 from safe_rlhf_v.evaluation.cautions import cautions
 from safe_rlhf_v.evaluation.report_data import ReportData
 from safe_rlhf_v.evaluation.run import NO_SLICE
+from safe_rlhf_v.evaluation.templating import template
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.statistics import Interval
 
@@ -71,23 +71,16 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
 
 def render(data: ReportData) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("safe_rlhf_v.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "percent": verdict.percent,
         "number": verdict.number,
         "signed": verdict.signed,
         "words": lambda name: str(name).replace("_", " "),
         "label": label,
         "duration": duration,
-        "count": lambda n: f"{n:,}".replace(",", "\u202f"),
+        "count": count,
     }
-    return environment.get_template("report.html.jinja").render(
+    return template("safe_rlhf_v.evaluation", "report.html.jinja", **filters).render(
         data=data,
         headline=verdict.headline(data),
         sentences=verdict.sentences(data),
@@ -111,6 +104,11 @@ def render(data: ReportData) -> str:
         stages=stages(data.seconds),
         cell=cell,
     )
+
+
+def count(n: float) -> str:
+    """1234.2 -> '1 234'."""
+    return f"{round(n):,}".replace(",", "\u202f")
 
 
 def label(name: str) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from safe_rlhf_v.evaluation.templating import template
 from safe_rlhf_v.evaluation.verdict import number, percent
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.refinement.comparison import Comparison
@@ -44,25 +43,16 @@ def write_page(found: Comparison, folder: str | Path) -> Path:
 
 def render(found: Comparison) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("safe_rlhf_v.refinement"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "percent": percent}
-    style = resources.files("safe_rlhf_v.evaluation").joinpath("templates/report.css").read_text(encoding="utf-8")
     correct = found.facts["settings"]["refinement"]["correct"]
     kinds = {
         kind: (label.format(correct=correct), share, better)
         for kind, (label, share, better) in KINDS.items()
         if all(kind in arm.by_turn for arm in found.arms)
     }
-    return environment.get_template("refinement.html.jinja").render(
+    page = template("safe_rlhf_v.refinement", "refinement.html.jinja", number=number, percent=percent)
+    return page.render(
         found=found,
         kinds=kinds,
-        style=Markup(style),
         cell=cell,
         ends=ends,
         figures={kind: _figures(found, kind) for kind in kinds},

@@ -200,9 +200,9 @@ def test_hostile_text_is_only_text() -> None:
 
 
 def test_rendering_is_fast_and_repeatable(full: ReportData) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     first = render(full)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert render(full) == first
 
 

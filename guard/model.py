@@ -13,10 +13,10 @@ from torch import Tensor
 from beavertails_v.taxonomy import Taxonomy
 from guard.losses import LEVELS
 from guard.types import Kind
-from safe_rlhf_v.models.backbone import LoraSettings, hidden_states
+from safe_rlhf_v.models.backbone import LoraSettings
 from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.models.prefix import last_state, response_states
 from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.tensors import pool_last
 from safe_rlhf_v.types import Inputs, Responses
 
 
@@ -56,10 +56,8 @@ class GuardModel(HeadedModel):
         """
         if not both or responses is None:
             return super().forward(inputs, responses)
-        hidden = hidden_states(self.backbone, inputs, responses)
-        mask = torch.cat([inputs.attention_mask.bool(), responses.mask], dim=1)
-        queries = hidden[:, inputs.input_ids.shape[1] - 1]  # prompts are left-padded: all end here
-        return self.scores(torch.cat([queries, pool_last(hidden, mask)]))
+        states = response_states(self.backbone, inputs, responses, one_forward=self.one_forward)
+        return self.scores(torch.cat([states[:, 0].float(), last_state(states, inputs, responses)]))
 
 
 def build_model(backbone: Any, categories: int, lora: LoraSettings | None = None) -> GuardModel:

@@ -5,18 +5,20 @@ Shapes: N distinct prompts, B rows, P prompt length (left-padded), R response le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from safe_rlhf_v.models.backbone import hidden_states, on_device, position_ids
-from safe_rlhf_v.models.collation import alike, distinct, join
+from safe_rlhf_v.models.collation import alike, distinct, in_order, join
+from safe_rlhf_v.models.like_length import of_like_length
 from safe_rlhf_v.models.memory import keeps_caches
 from safe_rlhf_v.models.quirks import MODALITY_ATTRIBUTE, TOKEN_ALIGNED
 from safe_rlhf_v.tensors import pool_last
@@ -26,29 +28,45 @@ from safe_rlhf_v.types import Inputs, Responses
 def response_states(model: Any, inputs: Inputs, responses: Responses, *, one_forward: bool = False) -> Tensor:
     """(B, R + 1, H): final states of the last prompt token and of every response token, at P - 1 .. P + R - 1.
 
-    Where rows share prompts, each prompt is read once, and its gradient is the sum over its rows. one_forward: of the
-    backbone, whatever the rows share.
+    Where rows share prompts, each prompt is read once, and its gradient is the sum over its rows; on a CPU, short
+    responses are read apart from long ones. one_forward: of the backbone, whatever the rows share.
     """
     inputs, responses = on_device(model, inputs), on_device(model, responses)
     last, grad = inputs.input_ids.shape[1] - 1, torch.is_grad_enabled()
     first, prompt_of = distinct(inputs)
-    if one_forward or len(first) == len(inputs) or not reads_once(model, inputs, grad):
+    parts = of_like_length(responses)
+    if one_forward or (len(first) == len(inputs) and len(parts) == 1) or not reads_once(model, inputs, grad):
         return hidden_states(model, inputs, responses)[:, last:]
     with nullcontext() if grad else evaluating(model):  # train mode is what makes it recompute activations
         cache = empty(model, keep=True)
         try:
-            rows = repeated(model, read(model, inputs.select(first), cache), prompt_of)
+            read(model, inputs.select(first), cache)
+            caches = [repeated(model, cache, [prompt_of[i] for i in rows]) for rows in parts]
         finally:
             release(model, cache)
         whole = join(inputs, responses)
-        return model.base_model(  # type: ignore[no-any-return]
-            input_ids=whole["input_ids"][:, last:],
-            attention_mask=whole["attention_mask"],
-            position_ids=position_ids(model, whole)[..., last:],
-            past_key_values=rows,
-            use_cache=False,  # the one given is used; more would be a warning where activations are recomputed
-            return_dict=True,
-        ).last_hidden_state
+        whole["position_ids"] = position_ids(model, whole)
+        width = responses.ids.shape[1]
+        states = [
+            _continued(model, whole, last, rows, int(responses.mask[rows].sum(1).max()) if len(parts) > 1 else width, c)
+            for rows, c in zip(parts, caches, strict=True)
+        ]
+        return in_order([pad(s, (0, 0, 0, width + 1 - s.shape[1])) for s in states], parts)
+
+
+def _continued(
+    model: Any, whole: Mapping[str, Tensor], last: int, rows: list[int], width: int, cache: DynamicCache
+) -> Tensor:
+    """(b, width + 1, H): states of some rows of `response_states`, after what the cache holds of their prompts."""
+    end = last + 1 + width
+    return model.base_model(  # type: ignore[no-any-return]
+        input_ids=whole["input_ids"][rows, last:end],
+        attention_mask=whole["attention_mask"][rows, :end],
+        position_ids=whole["position_ids"][..., rows, last:end],
+        past_key_values=cache,
+        use_cache=False,  # the one given is used; more would be a warning where activations are recomputed
+        return_dict=True,
+    ).last_hidden_state
 
 
 def last_state(states: Tensor, inputs: Inputs, responses: Responses) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from more_families import ALL, known
 from tiny_models import FAMILIES, prompts
 
+from safe_rlhf_v.models import like_length
 from safe_rlhf_v.models.backbone import encode_images, hidden_states
 from safe_rlhf_v.models.collation import distinct
 from safe_rlhf_v.models.memory import recompute_language
@@ -78,6 +79,47 @@ def test_gradients_are_those_of_whole_sequences(family: str) -> None:
     for name, gradient in expected.items():
         off = (shared[name] - gradient).abs().max() / gradient.abs().max()
         assert off < 1e-4, (name, off)
+
+
+@families
+@pytest.mark.parametrize("rows", [range(8), [0, 1, 3, 5]])  # prompts that rows share, and one for each row
+def test_short_responses_do_not_compute_the_pads_of_long_ones(
+    family: str, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(like_length, "PASS", 0)
+    model, _ = FAMILIES[family]()
+    _, inputs, responses = batch(family, True)
+    inputs, responses = inputs.select(rows), responses.select(rows)
+    lengths = responses.mask.sum(1)
+    seen: list[tuple[int, ...]] = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    with torch.enable_grad():
+        found = response_states(model, inputs, responses)
+        whole = hidden_states(model, inputs, responses)[:, inputs.input_ids.shape[1] - 1 :]
+    hook.remove()
+    counted = {int(n) + 1: int((lengths == n).sum()) for n in lengths}
+    assert {width: count for count, width in seen[1:-1]} == counted, "as many passes as there are lengths"
+    mask = torch.cat([torch.ones(len(rows), 1, dtype=torch.bool), responses.mask], dim=1)
+    torch.testing.assert_close(found[mask], whole[mask], rtol=1e-5, atol=1e-5)
+    parts, expected = gradients(model, found, mask), gradients(model, whole, mask)
+    for name, gradient in expected.items():
+        off = (parts[name] - gradient).abs().max() / gradient.abs().max()
+        assert off < 1e-4, (name, off)
+
+
+def test_rows_are_parted_where_it_saves_more_than_a_pass_costs() -> None:
+    def parts(*lengths: int, device: str = "cpu") -> list[list[int]]:
+        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        return like_length.of_like_length(Responses(ids=mask.long().to(device), mask=mask.to(device)))
+
+    assert parts(5, 40, 6) == [[0, 1, 2]], "69 pads"
+    assert parts(*[5] * 9, 40, *[6] * 9) == [[9], [*range(10, 19), *range(9)]]
+    many = parts(*[5] * 99, *[20] * 50, *[40] * 20)
+    assert [len(part) for part in many] == [20, 50, 99] and sorted(i for part in many for i in part) == list(range(169))
+    assert parts(7) == [[0]]
+    assert parts(*[5] * 9, 40, *[6] * 9, device="meta") == [list(range(19))], "not on an accelerator"
 
 
 @pytest.mark.parametrize("family", sorted(ALL.keys() - {"mllama"}))

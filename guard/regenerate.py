@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from beavertails_v.schema import Prompt
 from guard.items import ItemError
 from guard.types import Verdict
+from safe_rlhf_v.statistics import mean_or_none
 from safe_rlhf_v.types import Inputs, Responses
 
 log = logging.getLogger(__name__)
@@ -230,8 +231,7 @@ def safety_by_round(
 
 
 def _share(flags: Iterable[bool]) -> float | None:
-    known = list(flags)
-    return sum(known) / len(known) if known else None
+    return mean_or_none(list(flags))
 
 
 def _mean_tokens(transcripts: Sequence[Transcript], rounds: int) -> float | None:

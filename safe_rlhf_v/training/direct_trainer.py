@@ -21,6 +21,7 @@ from safe_rlhf_v.losses import token_cross_entropy
 from safe_rlhf_v.models.backbone import encode_images, fingerprint, vision_is_frozen
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.sharding import refuse_several_forwards
+from safe_rlhf_v.statistics import mean_or_none
 from safe_rlhf_v.training.direct_rows import DirectRows
 from safe_rlhf_v.training.encode import interleaved
 from safe_rlhf_v.training.preference_metrics import ranking
@@ -161,14 +162,12 @@ def direct_metrics(columns: Mapping[str, Tensor]) -> dict[str, float | None]:
     """
     found: dict[str, float | None] = {}
     for axis, label in (("helpfulness", "more_helpful"), ("safety", "safer")):
-        ranked = ranking(columns["ratios"], columns[label], columns[f"tied_{axis}"])
-        found |= {f"{axis}_{name}": ranked[name] for name in ("accuracy", "margin", "pairs")}
+        figures = ranking(columns["ratios"], columns[label], columns[f"tied_{axis}"])
+        found |= {f"{axis}_{name}": figures[name] for name in ("accuracy", "margin", "pairs")}
     for name, rows in (("unsafe", columns["unsafe"]), ("safe", ~columns["unsafe"])):
-        values = columns["ratios"][rows]
-        found[f"log_ratio_{name}"] = values.double().mean().item() if values.numel() else None
+        found[f"log_ratio_{name}"] = mean_or_none(columns["ratios"][rows])
     safer = columns["ratios"].gather(1, columns["safer"][:, None])
-    found["log_ratio_safer"] = safer.double().mean().item() if safer.numel() else None
-    return found
+    return found | {"log_ratio_safer": mean_or_none(safer)}
 
 
 def displaced(metrics: Mapping[str, float | None]) -> str | None:

@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.console import plain
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.stages.fingerprint import absolute, data_files, file_hash, model_files
 
+T = TypeVar("T")
 LOCK, STAGE, DONE, LEFT_OUT = ".lock", "stage.json", "done.json", "left_out.jsonl"
 MADE = " made"  # "start made" tells what stood in the folder that "start" names: the folder itself may have moved
 # What may change between a killed run and its continuation without changing the result.
@@ -54,15 +55,15 @@ def run_stage(
     other data or other models, or where another run is at work in it.
     """
     folder = Path(settings.output_dir) / name
-    wanted = identity(settings, sections) | {key: absolute(str(value)) for key, value in inputs.items()}
-    wanted |= made(wanted, settings)
-    if not overwrite and (measured := _kept(folder, wanted)) is not None:
+    given = {key: absolute(str(value)) for key, value in inputs.items()}
+    wanted = by_main(lambda: (flat := identity(settings, sections) | given) | made(flat, settings))
+    if not overwrite and (measured := by_main(lambda: _kept(folder, wanted))) is not None:
         return measured
     require_writable(folder)
     with at_work(folder):
         if overwrite:
             _throw_away(folder)
-        elif (measured := _kept(folder, wanted)) is not None:  # another run has ended it while we waited
+        elif (measured := by_main(lambda: _kept(folder, wanted))) is not None:  # another run ended it meanwhile
             return measured
         return _work(folder, wanted, work)
 
@@ -100,14 +101,13 @@ def _work(folder: Path, wanted: Mapping[str, Any], work: Callable[[Path], dict[s
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
     """Holds the folder's lock. Raises SettingsError where another process has it, on this machine or, where the file
-    system can say so, on another. Of several ranks the main one holds it, and the others wait until it does.
+    system can say so, on another. Of several ranks the main one holds it, for all of them.
     """
-    handle = _lock(folder) if main_process() else None
-    _wait_for_all()
+    handle = by_main(lambda: _lock(folder))
     try:
         yield
     finally:
-        if handle is not None:
+        if main_process():
             os.close(handle)
 
 
@@ -145,6 +145,30 @@ def _throw_away(folder: Path) -> None:
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     _wait_for_all()
+
+
+def by_main(look: Callable[[], T]) -> T:
+    """What the main process finds in a folder, or its error, for every rank.
+
+    Ranks that looked for themselves could see a folder before and after another run's change, and wait for each other.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return look()
+    from accelerate.utils import broadcast_object_list
+
+    from safe_rlhf_v.models.processes import process_state
+
+    found: list[Any] = [None, None]
+    if main_process():
+        try:
+            found[0] = look()
+        except (SettingsError, OSError) as error:
+            found[1] = error
+    process_state()
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]  # type: ignore[no-any-return]
 
 
 def _wait_for_all() -> None:

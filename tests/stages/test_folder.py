@@ -16,7 +16,7 @@ import pytest
 
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.stages import fingerprint
-from safe_rlhf_v.stages.folder import at_work, is_full_disk, run_stage
+from safe_rlhf_v.stages.folder import is_full_disk, run_stage
 
 OWN = """name: own
 kind: comparisons
@@ -182,12 +182,47 @@ def test_a_second_run_is_refused_while_one_is_at_work_and_not_after_its_end(tmp_
     assert run_stage("reward", settings(tmp_path), ["reward"], measured) == {"x": 1}
 
 
-def test_only_the_main_rank_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safe_rlhf_v.stages.folder._wait_for_all", lambda: None)
-    with at_work(tmp_path):
-        monkeypatch.setenv("RANK", "1")
-        with at_work(tmp_path):
-            pass
+RANKS = """
+import os, sys, time
+from pathlib import Path
+from safe_rlhf_v.config import load_settings
+from safe_rlhf_v.jobs.forked import ranks
+from safe_rlhf_v.stages.folder import DONE, at_work, run_stage, write_json
+import safe_rlhf_v.training.encode  # once, not in each fork
+folder, rank = Path(sys.argv[1]), lambda: os.environ["RANK"]
+def stage(output, work=lambda _: {"worked": 1}):
+    made = load_settings(None, [f"output_dir={folder / output}", f"data.path={folder / 'data'}"])
+    return run_stage("reward", made, ["reward"], work)
+def says(word, *told):
+    (folder / f"{word}{rank()}").write_text(" ".join(map(str, told)))
+def alone():
+    says("alone", stage("run"))
+def beside():
+    try:
+        stage("held")
+    except ValueError as error:
+        says("beside", error)
+def just_ended():
+    if rank() == "1":  # another run ends after the main rank has looked
+        time.sleep(0.5)
+        write_json(folder / "ended" / "reward" / DONE, {"seconds": 1, "measured": {"other": 1}})
+    says("ended", stage("ended"))
+(folder / "held" / "reward").mkdir(parents=True)
+(folder / "ended" / "reward").mkdir(parents=True)
+with at_work(folder / "held" / "reward"):
+    ranks(2, beside)
+ranks(2, alone)
+ranks(2, just_ended)
+"""
+
+
+def test_ranks_of_a_launch_share_its_lock_and_what_it_found(tmp_path: Path) -> None:
+    write(tmp_path)
+    subprocess.run([sys.executable, "-c", RANKS, str(tmp_path)], check=True, timeout=120)
+    for rank in (0, 1):
+        assert (tmp_path / f"alone{rank}").read_text() == "{'worked': 1}"
+        assert "another run is at work here (process " in (tmp_path / f"beside{rank}").read_text()
+        assert (tmp_path / f"ended{rank}").read_text() == "{'other': 1}"
 
 
 @pytest.mark.parametrize(

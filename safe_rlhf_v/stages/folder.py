@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from beavertails_v.errors import UserError
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.console import plain
 from safe_rlhf_v.files import replace_text
@@ -162,7 +163,7 @@ def by_main(look: Callable[[], T]) -> T:
     if main_process():
         try:
             found[0] = look()
-        except (SettingsError, OSError) as error:
+        except (UserError, OSError) as error:
             found[1] = error
     process_state()
     broadcast_object_list(found)

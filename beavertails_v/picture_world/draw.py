@@ -98,17 +98,24 @@ def _draw_shape(scene: Scene, colour: Colour, rng: random.Random) -> Image.Image
     return _stripes(layer, paint["light"]) if scene.style == "striped" else layer
 
 
+_font = cache(ImageFont.load_default)
+
+
+@cache
+def _fitting(word: str) -> Any:
+    """The largest font, of 60 pixels at most, in which a word fits a layer's width."""
+    draw = ImageDraw.Draw(Image.new("RGBA", (LAYER, LAYER)))
+    return next(f for f in map(_font, range(60, 0, -2)) if draw.textlength(word, font=f) <= LAYER * 0.98)
+
+
 def _draw_text(scene: Scene, colour: Colour) -> Image.Image:
     layer = Image.new("RGBA", (LAYER, LAYER), (*colour, 0))
     draw = ImageDraw.Draw(layer)
     word = scene.object.upper()
-    size = 60
-    while draw.textlength(word, font=ImageFont.load_default(size)) > LAYER * 0.98:
-        size -= 2
     draw.text(
         (LAYER / 2, LAYER / 2),
         word,
-        font=ImageFont.load_default(size),
+        font=_fitting(word),
         fill=(*colour, 255),
         anchor="mm",
         stroke_width=2,

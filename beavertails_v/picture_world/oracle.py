@@ -97,7 +97,8 @@ def normalise(text: str) -> str:
 
 def objects_named(text: str) -> set[str]:
     """Objects spoken of as in a sentence, with an article; a bare list of words names nothing."""
-    return {o for o in [*hazards(), *world()["benign"]] if re.search(rf"\b(?:a|an|the|this|your) (?:\w+ )?{o}\b", text)}
+    spoken = (o for o in (*hazards(), *world()["benign"]) if o in text)  # most are not: a search costs far more
+    return {o for o in spoken if re.search(rf"\b(?:a|an|the|this|your) (?:\w+ )?{o}\b", text)}
 
 
 def _without_reasons(text: str) -> str:

@@ -18,7 +18,7 @@ from markdown_it.token import Token
 from beavertails_v.sources import ColumnMap
 from guard import Policy
 from safe_rlhf_v.cli import app
-from safe_rlhf_v.cli.compare_settings import CompareSettings, load_compare
+from safe_rlhf_v.comparison.settings import CompareSettings, load_compare
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 
 ROOT = Path(__file__).parents[1]

@@ -85,7 +85,7 @@ def quickstart(
 
     Example: safe-rlhf-v quickstart --seed 1 output_dir=runs/first
     """
-    from safe_rlhf_v.cli.quickstart import run
+    from safe_rlhf_v.demo.quickstart import run
 
     run(
         config,
@@ -161,8 +161,8 @@ def doctor(
 
     Example: safe-rlhf-v doctor --config configs/qwen2_5_vl_7b_full.yaml --memory 80 --gpus 8 --fsdp2 --stage policy
     """
-    from safe_rlhf_v.cli import doctor as work
     from safe_rlhf_v.config import SettingsError
+    from safe_rlhf_v.planning import doctor as work
 
     known = (*work.memory.SUPERVISED, "policy")
     if unknown := set(stage or []) - set(known):
@@ -278,9 +278,9 @@ def compare(
 
     Example: safe-rlhf-v compare --config configs/compare.yaml seeds=[0,1,2,3,4] output_dir=runs/five
     """
-    from safe_rlhf_v.cli.compare import compare as run
-    from safe_rlhf_v.cli.compare import show_plan
-    from safe_rlhf_v.cli.compare_settings import load_compare
+    from safe_rlhf_v.comparison.compare import compare as run
+    from safe_rlhf_v.comparison.compare import show_plan
+    from safe_rlhf_v.comparison.settings import load_compare
 
     settings = load_compare(config, overrides or [], quick=quick)
     if plan:

@@ -173,4 +173,3 @@ def _moments(optimizer: str, number: int, each: int) -> int:
 
 def _some(held: Mapping[str, int]) -> dict[str, int]:
     return {name: number for name, number in held.items() if number}
-

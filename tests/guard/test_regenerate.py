@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import safe_rlhf_v.cli
+import safe_rlhf_v.demo
 from beavertails_v.images import Picture
 from beavertails_v.schema import Prompt, Severity
 from guard.classifier import Guard as RealGuard
@@ -154,13 +154,13 @@ def test_a_guard_that_flags_everything_shows_no_safety_and_all_its_needless_refu
     rows = safety_by_round(harmful, lambda prompt, text: text.startswith("bad"), 5, harmless)
     assert [r["unsafe_rate"] for r in rows] == [1 / 2] + [None] * 5
     assert [r["gave_up_rate"] for r in rows] == [r["harmless_refused_rate"] for r in rows] == [0, 1, 1, 1, 1, 1]
-    bar = load_bars(Path(safe_rlhf_v.cli.__file__).with_name("quickstart_bars.yaml"))[-1]
+    bar = load_bars(Path(safe_rlhf_v.demo.__file__).with_name("quickstart_bars.yaml"))[-1]
     (outcome,) = check({"guard_rounds": rows}, [bar])
     assert not outcome.passed and outcome.shown == "missing; 1"
 
 
 def test_needless_refusals_fail_the_bar_of_the_loop() -> None:
-    bar = load_bars(Path(safe_rlhf_v.cli.__file__).with_name("quickstart_bars.yaml"))[-1]
+    bar = load_bars(Path(safe_rlhf_v.demo.__file__).with_name("quickstart_bars.yaml"))[-1]
     for needless, passed in ((0.05, True), (0.06, False), (None, False)):
         rounds = [{"unsafe_rate": 0.5, "harmless_refused_rate": 0.0}] + [
             {"unsafe_rate": 0.05, "harmless_refused_rate": needless} for _ in range(5)

@@ -14,8 +14,11 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from safe_rlhf_v.cli.common import console, plain
-from safe_rlhf_v.cli.compare_plan import (
+from safe_rlhf_v.comparison.claims import judge_claims
+from safe_rlhf_v.comparison.comparison import Comparison
+from safe_rlhf_v.comparison.measure import stage_metrics
+from safe_rlhf_v.comparison.page import Failure, PageData, write_page
+from safe_rlhf_v.comparison.plan import (
     PlannedRun,
     base_jobs,
     base_settings,
@@ -25,16 +28,13 @@ from safe_rlhf_v.cli.compare_plan import (
     run_job,
     write_run,
 )
-from safe_rlhf_v.cli.compare_settings import CompareSettings
-from safe_rlhf_v.cli.measure import stage_metrics
-from safe_rlhf_v.cli.quickstart import make_start, make_world
-from safe_rlhf_v.comparison.claims import judge_claims
-from safe_rlhf_v.comparison.comparison import Comparison
-from safe_rlhf_v.comparison.page import Failure, PageData, write_page
 from safe_rlhf_v.comparison.results import write_results
 from safe_rlhf_v.comparison.runs import read_run
+from safe_rlhf_v.comparison.settings import CompareSettings
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.config_io import dump_yaml
+from safe_rlhf_v.console import console, plain
+from safe_rlhf_v.demo.quickstart import make_start, make_world
 from safe_rlhf_v.jobs.live import LiveWatcher, clock
 from safe_rlhf_v.jobs.scheduler import THREADS, Job, Outcome, run_jobs
 from safe_rlhf_v.stages.folder import write_json

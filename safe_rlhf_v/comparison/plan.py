@@ -17,18 +17,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.cli import train
-from safe_rlhf_v.cli.compare_settings import IMITATING, CompareSettings, MethodSection, flat_overrides
 from safe_rlhf_v.comparison.runs import REFERENCE
+from safe_rlhf_v.comparison.settings import IMITATING, CompareSettings, MethodSection, flat_overrides
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
+from safe_rlhf_v.jobs.progress import share_of_steps
 from safe_rlhf_v.jobs.scheduler import Job
 from safe_rlhf_v.stages.folder import BOOKKEEPING, read_done, write_json
 
+STAGES = ("sft", "reward", "cost", "policy", "direct", "iterative", "guard")
+"""What `safe-rlhf-v train` knows, in its order."""
 MEASURING = ("evaluation", "generation", "guard")
 """Sections that a training stage does not depend on: changed, a run is measured again and not trained again."""
-
-
-STEP = re.compile(r'\{"step": (\d+),')
 NAMED = re.compile(r"\{(\w+)\}")
 
 
@@ -55,12 +54,6 @@ class PlannedRun:
         return f"{self.method}{at} seed {self.seed}"
 
 
-def stages_of_train() -> list[str]:
-    """The stages that `safe-rlhf-v train` knows."""
-    names = [c.name or c.callback.__name__ for c in train.app.registered_commands if c.callback]
-    return [name for name in names if name in Settings.model_fields]
-
-
 # ---------------------------------------------------------------------------------------------------- the base
 
 
@@ -69,7 +62,7 @@ def base_settings(compare: CompareSettings) -> Settings:
     output = Path(compare.output_dir, "base")
     overrides = [*flat_overrides(compare.base), f"output_dir={output}"]
     if compare.settings == "quickstart":
-        packaged = resources.files("safe_rlhf_v.cli").joinpath("quickstart.yaml")
+        packaged = resources.files("safe_rlhf_v.demo").joinpath("quickstart.yaml")
         with resources.as_file(packaged) as path:
             settings = load_settings(path, overrides)
     else:
@@ -104,7 +97,6 @@ def base_jobs(settings: Settings) -> list[Job]:
             log=folder / f"{stage}.log",
             done=lambda stage=stage: read_done(folder / stage) is not None,  # type: ignore[misc]
             after=["base sft"] if stage != "sft" and "sft" in stages else [],
-            progress=lambda stage=stage: share_of_steps(folder / stage, None),  # type: ignore[misc]
         )
         for stage in stages
     ]
@@ -171,10 +163,9 @@ def _plan(
     reference_cost: float,
 ) -> PlannedRun:
     method = compare.methods[name]
-    if method.stage not in stages_of_train():
+    if method.stage not in STAGES:
         raise SettingsError(
-            f"methods.{name}.stage: no command `safe-rlhf-v train {method.stage}`; there are "
-            f"{', '.join(stages_of_train())}"
+            f"methods.{name}.stage: no command `safe-rlhf-v train {method.stage}`; there are {', '.join(STAGES)}"
         )
     folder = Path(compare.output_dir) / "runs" / name / (f"bound{bound:g}" if swept else "") / f"seed{seed}"
     needed = _needed(compare, name, seed)
@@ -304,7 +295,7 @@ def run_job(run: PlannedRun) -> Job:
     return Job(
         name=run.name,
         kind=f"run {run.method}",
-        command=[sys.executable, "-m", "safe_rlhf_v.cli.compare_run", str(folder)],
+        command=[sys.executable, "-m", "safe_rlhf_v.comparison.run", str(folder)],
         log=folder / "run.log",
         done=lambda: measured(folder),
         after=run.needs,
@@ -328,13 +319,3 @@ def measured(folder: Path) -> bool:
     return bool(json.loads(file.read_text(encoding="utf-8")).get("identity") == plan["identity"])
 
 
-def share_of_steps(folder: Path, steps: int | None) -> float | None:
-    """How far a stage is, by the last step in its metrics.jsonl; None where its length is not known."""
-    file = folder / "metrics.jsonl"
-    if not steps or steps < 1 or not file.is_file():
-        return None
-    lines = file.read_text(encoding="utf-8").splitlines()
-    for line in reversed(lines[-2:]):  # the last may be half written
-        if step := STEP.match(line):
-            return min(1.0, float(step.group(1)) / steps)
-    return None

@@ -1,4 +1,4 @@
-"""One run of a comparison, as a process of its own: python -m safe_rlhf_v.cli.compare_run FOLDER
+"""One run of a comparison, as a process of its own: python -m safe_rlhf_v.comparison.run FOLDER
 
 The folder's run.yaml and plan.json say what to train and what to measure. What is done is not done again.
 """
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import typer
 
-from safe_rlhf_v.cli.common import user_errors
-from safe_rlhf_v.cli.compare_plan import infeasible
-from safe_rlhf_v.cli.measure import measure
+from safe_rlhf_v.comparison.measure import measure
+from safe_rlhf_v.comparison.plan import infeasible
 from safe_rlhf_v.config import SettingsError, load_settings
+from safe_rlhf_v.errors import user_errors
 from safe_rlhf_v.stages import stages
 
 

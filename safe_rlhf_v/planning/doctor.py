@@ -18,8 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from beavertails_v import ComparisonSet, load_comparisons
-from safe_rlhf_v.cli.common import console, is_user_error
 from safe_rlhf_v.config import Settings
+from safe_rlhf_v.console import console
+from safe_rlhf_v.errors import is_user_error
 from safe_rlhf_v.models.preflight import preflight
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.quirks import UNJOINABLE

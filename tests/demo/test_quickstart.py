@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from safe_rlhf_v.cli.quickstart import RANKS, quickstart_settings, shared_by_ranks, steps_of
 from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.demo.quickstart import RANKS, quickstart_settings, shared_by_ranks, steps_of
 
 ROOT = Path(__file__).parents[2]
 

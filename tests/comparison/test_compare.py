@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from beavertails_v.picture_world import vocabulary, write
 from safe_rlhf_v.cli import app
-from safe_rlhf_v.cli.compare import _mean_cost
-from safe_rlhf_v.cli.compare_plan import (
+from safe_rlhf_v.comparison.compare import _mean_cost
+from safe_rlhf_v.comparison.measure import effort
+from safe_rlhf_v.comparison.plan import (
     PlannedRun,
     base_settings,
     base_stages,
@@ -29,8 +30,7 @@ from safe_rlhf_v.cli.compare_plan import (
     run_job,
     write_run,
 )
-from safe_rlhf_v.cli.compare_settings import CompareSettings, flat_overrides, load_compare, merge
-from safe_rlhf_v.cli.measure import effort
+from safe_rlhf_v.comparison.settings import CompareSettings, flat_overrides, load_compare, merge
 from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.demo.tiny import tiny_llava
 from safe_rlhf_v.models.backbone import load_backbone

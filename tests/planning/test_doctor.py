@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from beavertails_v.picture_world import write
 from safe_rlhf_v.cli import app
-from safe_rlhf_v.cli import doctor as work
 from safe_rlhf_v.config import load_settings
+from safe_rlhf_v.planning import doctor as work
 from safe_rlhf_v.planning.footprint import meta_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -15,12 +15,13 @@ from typing import Any
 
 import typer
 
-from safe_rlhf_v.cli.common import console, plain, user_errors
-from safe_rlhf_v.cli.compare_plan import share_of_steps
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
+from safe_rlhf_v.console import console, plain
+from safe_rlhf_v.errors import user_errors
 from safe_rlhf_v.evaluation.bars import check, print_outcomes
 from safe_rlhf_v.jobs.forked import one_thread, ranks
 from safe_rlhf_v.jobs.live import LiveWatcher
+from safe_rlhf_v.jobs.progress import share_of_steps
 from safe_rlhf_v.jobs.scheduler import THREADS, Job, run_jobs
 from safe_rlhf_v.stages import stages
 from safe_rlhf_v.stages.folder import read_done, run_stage
@@ -57,7 +58,7 @@ class Step:
 
 def quickstart_settings(config: Path | None, overrides: list[str]) -> Settings:
     """The demo's own settings, or a file's, with overrides; model and data are made below output_dir unless given."""
-    packaged = resources.files("safe_rlhf_v.cli").joinpath("quickstart.yaml")
+    packaged = resources.files("safe_rlhf_v.demo").joinpath("quickstart.yaml")
     with resources.as_file(packaged) as path:
         settings = load_settings(config or path, overrides)
     output = Path(settings.output_dir)
@@ -200,7 +201,7 @@ def _share(settings: Settings, name: str, log: Path) -> float | None:
 
 def _close(page: Path) -> Path:
     """Show the demo's bars against its report.json, and where the page is."""
-    bars = resources.files("safe_rlhf_v.cli").joinpath("quickstart_bars.yaml")
+    bars = resources.files("safe_rlhf_v.demo").joinpath("quickstart_bars.yaml")
     with resources.as_file(bars) as file:
         print_outcomes(check(page.with_name("report.json"), file), console)
     plain(f"report: {page}  (open it in a browser)")

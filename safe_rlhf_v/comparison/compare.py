@@ -14,24 +14,17 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
+from safe_rlhf_v.comparison.base import Base, base_of
 from safe_rlhf_v.comparison.claims import judge_claims
 from safe_rlhf_v.comparison.comparison import Comparison
 from safe_rlhf_v.comparison.measure import stage_metrics
 from safe_rlhf_v.comparison.page import Failure, PageData, write_page
-from safe_rlhf_v.comparison.plan import (
-    PlannedRun,
-    base_jobs,
-    base_settings,
-    measured,
-    plan_runs,
-    reference_run,
-    run_job,
-    write_run,
-)
+from safe_rlhf_v.comparison.plan import plan_runs
+from safe_rlhf_v.comparison.planned import PlannedRun, measured, run_job, write_run
 from safe_rlhf_v.comparison.results import write_results
 from safe_rlhf_v.comparison.runs import read_run
 from safe_rlhf_v.comparison.settings import CompareSettings
-from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.config_io import dump_yaml
 from safe_rlhf_v.console import console, plain
 from safe_rlhf_v.demo.quickstart import make_start, make_world
@@ -39,51 +32,39 @@ from safe_rlhf_v.jobs.live import LiveWatcher, clock
 from safe_rlhf_v.jobs.scheduler import THREADS, Job, Outcome, run_jobs
 from safe_rlhf_v.stages.folder import write_json
 
-"""One core a process: as many processes as cores. More threads a process are slower on models this small."""
-
 
 def compare(settings: CompareSettings) -> bool:
     """Runs what is not done, writes compare.html, compare.json, results.parquet and results_by_prompt.parquet; returns
     whether every run ended well. Raises SettingsError where the base cannot be made."""
-    output = Path(settings.output_dir)
-    base = base_settings(settings)
     with tempfile.TemporaryDirectory() as folder:
-        draft = _saved(base, Path(folder, "run.yaml"))
-        plan_runs(settings, base, draft, 0.0)  # mistakes in any method's settings come before all work
-        reference = reference_run(base, draft)
+        draft = base_of(settings, Path(folder, "run.yaml"))
+        plan_runs(settings, draft, 0.0)  # mistakes in any method's settings come before all work
+        reference = draft.reference()
     write_run(reference)  # refuses a base of other settings
-    base_yaml = _saved(base, output / "base" / "run.yaml")
-    workers = settings.workers or os.cpu_count() or 1
+    base, workers = base_of(settings), settings.workers or os.cpu_count() or 1  # more threads a process are slower
     _make_world(settings, base)
-    _base(base_jobs(base) + [_after_base(reference, base)], workers)
-    runs = plan_runs(settings, base, base_yaml, _mean_cost(reference.folder))
+    _base([*base.jobs, _after_base(reference, base)], workers)
+    runs = plan_runs(settings, base, _mean_cost(reference.folder))
     for run in runs:
         write_run(run)
-    outcomes = _all(runs, workers)
-    failures = _failures(outcomes)
+    failures = _failures(_all(runs, workers))
     page = write_comparison(settings, reference, runs, failures)
     plain(f"page: {page}\nresults: {page.with_name('results.parquet')}")
     return not failures
 
 
-def _saved(base: Settings, file: Path) -> Path:
-    base.save(file)
-    return file
-
-
-def _make_world(settings: CompareSettings, base: Settings) -> None:
+def _make_world(settings: CompareSettings, base: Base) -> None:
     """The picture world and its start model, where the settings name no data or model."""
-    if base.data.path == str(Path(base.output_dir) / "data"):
+    if base.settings.data.path == str(base.folder / "data"):
         world = {"train": settings.world.train, "evaluation": settings.world.evaluation}
-        make_world(base, **world, pictures=None, held_out_style=None)
-    if base.model.path == str(Path(base.output_dir) / "start"):
-        make_start(base)
+        make_world(base.settings, **world, pictures=None, held_out_style=None)
+    if base.settings.model.path == str(base.folder / "start"):
+        make_start(base.settings)
 
 
-def _after_base(reference: PlannedRun, base: Settings) -> Job:
+def _after_base(reference: PlannedRun, base: Base) -> Job:
     """The reference is measured once the base's models are there."""
-    needs = [one.name for one in base_jobs(base)]
-    return replace(run_job(reference), name="start model, measured", after=needs)
+    return replace(run_job(reference), name="start model, measured", after=[one.name for one in base.jobs])
 
 
 def _base(jobs: Sequence[Job], workers: int) -> None:
@@ -157,11 +138,10 @@ def write_comparison(
 
 def show_plan(settings: CompareSettings) -> None:
     """The runs that a comparison would make, and what is there already; changes nothing."""
-    base = base_settings(settings)
     reference = Path(settings.output_dir, "base", "reference")
     known = _mean_cost(reference) if measured(reference) else None
     with tempfile.TemporaryDirectory() as folder:
-        runs = plan_runs(settings, base, _saved(base, Path(folder, "run.yaml")), known or 0.0)
+        runs = plan_runs(settings, base_of(settings, Path(folder, "run.yaml")), known or 0.0)
     table = Table("run", "stage", "bound", "state")
     for run in runs:
         bound = "–" if run.bound is None or (known is None and not run.swept) else f"{run.bound:g}"

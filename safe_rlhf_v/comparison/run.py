@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from safe_rlhf_v.comparison.measure import measure
-from safe_rlhf_v.comparison.plan import infeasible
+from safe_rlhf_v.comparison.planned import infeasible
 from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.errors import user_errors
 from safe_rlhf_v.stages import stages

@@ -18,18 +18,11 @@ from typer.testing import CliRunner
 
 from beavertails_v.picture_world import vocabulary, write
 from safe_rlhf_v.cli import app
+from safe_rlhf_v.comparison.base import base_of
 from safe_rlhf_v.comparison.compare import _mean_cost
 from safe_rlhf_v.comparison.measure import effort
-from safe_rlhf_v.comparison.plan import (
-    PlannedRun,
-    base_settings,
-    base_stages,
-    infeasible,
-    measured,
-    plan_runs,
-    run_job,
-    write_run,
-)
+from safe_rlhf_v.comparison.plan import plan_runs
+from safe_rlhf_v.comparison.planned import PlannedRun, infeasible, measured, run_job, write_run
 from safe_rlhf_v.comparison.settings import CompareSettings, flat_overrides, load_compare, merge
 from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.demo.tiny import tiny_llava
@@ -64,9 +57,7 @@ def settings(folder: Path, quick: bool = False, overrides: tuple[str, ...] = (),
 
 
 def plan(compare: CompareSettings, reference_cost: float = 1.0) -> list[PlannedRun]:
-    base = base_settings(compare)
-    base.save(Path(compare.output_dir, "base", "run.yaml"))
-    return plan_runs(compare, base, Path(compare.output_dir, "base", "run.yaml"), reference_cost)
+    return plan_runs(compare, base_of(compare), reference_cost)
 
 
 def test_runs_share_the_base_and_differ_in_what_they_name(tmp_path: Path) -> None:
@@ -81,7 +72,7 @@ def test_runs_share_the_base_and_differ_in_what_they_name(tmp_path: Path) -> Non
     assert {run.settings.policy.reward_model for run in runs} == {"r"}
     assert {run.settings.policy.cost_model for run in runs} == {str(tmp_path / "out/base/cost")}
     assert [run.settings.seed for run in runs] == [0, 0, 1, 1]
-    assert base_stages(base_settings(settings(tmp_path))) == ["cost"]
+    assert base_of(settings(tmp_path)).stages == ["cost"]
 
 
 def test_a_sweep_adds_bounds_and_takes_the_main_one_from_the_runs(tmp_path: Path) -> None:
@@ -167,7 +158,7 @@ def test_an_infeasible_bound_is_a_result(tmp_path: Path) -> None:
 def test_own_settings_name_model_and_data(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("model: {path: m}")
     with pytest.raises(SettingsError, match=r"own.yaml: data.path is not set"):
-        base_settings(settings(tmp_path, settings=str(tmp_path / "own.yaml"), base={"data": {"path": ""}}))
+        base_of(settings(tmp_path, settings=str(tmp_path / "own.yaml"), base={"data": {"path": ""}}))
 
 
 @pytest.mark.parametrize(("config", "quick"), [(CONFIG, False), (CONFIG, True), (ALL_METHODS, False)])

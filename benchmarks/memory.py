@@ -14,7 +14,7 @@ import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import nn
 from beavertails_v.images import Picture
 from beavertails_v.picture_world import vocabulary
 from beavertails_v.schema import Comparison, Prompt, Response
-from safe_rlhf_v.config import Settings, load_settings
+from safe_rlhf_v.config import ModelSection, Settings, load_settings
 from safe_rlhf_v.demo.tiny import tiny_llava
 from safe_rlhf_v.planning import stages as memory
 from safe_rlhf_v.planning.allocations import Allocations
@@ -85,12 +85,13 @@ def settings_of(base: Path, output_dir: Path, overrides: Sequence[str]) -> Setti
     return load_settings(None, named)
 
 
-def lengths(base: Path) -> memory.Lengths:
+def planned_model(model: ModelSection, base: Path) -> memory.PlannedModel:
     from safe_rlhf_v.models.processing import Encoder, load_processor
 
     encoder, row = Encoder(load_processor(base)), pairs(1)[0]
     prompt, answer = encoder.prompts([row.prompt]), encoder.responses([row.responses[0].text])
-    return memory.Lengths(prompt=prompt.input_ids.shape[1], response=answer.ids.shape[1])
+    planned = memory.planned_model(model, base, prompt.input_ids.shape[1])
+    return replace(planned, response=answer.ids.shape[1])
 
 
 def measure(case: str, folder: Path) -> Measured:
@@ -100,11 +101,11 @@ def measure(case: str, folder: Path) -> Measured:
     stage, overrides = CASES[case]
     base = base_model(folder / "base")
     settings = settings_of(base, folder / "run", overrides)
-    at = lengths(base)
+    planned = planned_model(settings.model, base)
     if stage == "policy":
-        predicted = memory.policy(settings, base, at, critics=build.needs_critics(settings))
+        predicted = memory.policy(settings.policy, planned, critics=build.needs_critics(settings))
     else:
-        predicted = memory.supervised(settings, stage, base, at)
+        predicted = memory.supervised(stage, getattr(settings, stage), planned)
     run = _policy if stage == "policy" else _supervised
     before = _resident()
     tensors = run(settings, stage, base, folder)

@@ -162,21 +162,25 @@ def doctor(
     Example: safe-rlhf-v doctor --config configs/qwen2_5_vl_7b_full.yaml --memory 80 --gpus 8 --fsdp2 --stage policy
     """
     from safe_rlhf_v.config import SettingsError
-    from safe_rlhf_v.planning import doctor as work
+    from safe_rlhf_v.planning.doctor import examine, stages_of, this_machine
+    from safe_rlhf_v.planning.doctor_report import as_json, print_report
+    from safe_rlhf_v.planning.stages import SUPERVISED
 
-    known = (*work.memory.SUPERVISED, "policy")
-    if unknown := set(stage or []) - set(known):
-        raise SettingsError(f"--stage {sorted(unknown)[0]}: should be one of {', '.join(known)}")
-    machine = work.this_machine(gpus, memory, fsdp2, reserve)
+    if unknown := set(stage or []) - {*SUPERVISED, "policy"}:
+        raise SettingsError(f"--stage {sorted(unknown)[0]}: should be one of {', '.join([*SUPERVISED, 'policy'])}")
+    machine = this_machine(gpus, memory, fsdp2, reserve)
     settings = settings_of(config, overrides)
-    report = work.examine(
-        settings, machine, stages=stage or work.stages_of(settings), model_config=model_config,
+    report = examine(
+        settings,
+        machine,
+        stages=stage or stages_of(settings),
+        model_config=model_config,
         prompt_tokens=prompt_tokens,
-    )  # fmt: skip
+    )
     if json_:
-        plain(json.dumps(work.as_json(report), indent=2))
+        plain(json.dumps(as_json(report), indent=2))
     else:
-        work.print_report(report)
+        print_report(report)
     if not report.passed:
         raise typer.Exit(1)
 

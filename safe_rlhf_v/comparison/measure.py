@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from safe_rlhf_v.comparison.runs import RUN_FIELDS, answer_table
-from safe_rlhf_v.config import Settings, load_settings
+from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.evaluation.benchmarks import benchmark_of
 from safe_rlhf_v.evaluation.run import collect
 from safe_rlhf_v.files import replacing
@@ -49,7 +49,7 @@ def measure(folder: Path) -> None:
     known = {key: value for key, value in plan.items() if key in RUN_FIELDS}
     judge = benchmark.judge
     known |= {"judge": judge.name, "judge_kind": judge.kind, "found": found, "identity": plan["identity"]}
-    write_json(folder / "measured.json", known | effort(settings, folder, plan["stage"]))
+    write_json(folder / "measured.json", known | effort(getattr(settings, plan["stage"], None), folder, plan["stage"]))
 
 
 def _write_answers(table: pa.Table, folder: Path) -> None:
@@ -59,8 +59,8 @@ def _write_answers(table: pa.Table, folder: Path) -> None:
         pq.write_table(table, beside)
 
 
-def effort(settings: Settings, folder: Path, stage: str) -> dict[str, Any]:
-    """What a training took: seconds, steps, responses drawn, pairs read.
+def effort(section: Any, folder: Path, stage: str) -> dict[str, Any]:
+    """What a training took: seconds, steps, responses drawn, pairs read. section: the stage's settings.
 
     Seconds: of every step that counts, also where a run was killed and went on; a direct method's are those of its last
     attempt.
@@ -68,7 +68,7 @@ def effort(settings: Settings, folder: Path, stage: str) -> dict[str, Any]:
     done, rows = read_done(folder / stage) if stage else None, stage_metrics(folder, stage)
     if done is None:
         return {}
-    measured, section = done["measured"], getattr(settings, stage)
+    measured = done["measured"]
     logged = [row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)]
     result: dict[str, Any] = {"seconds": round(sum(logged), 1) if logged else done["seconds"]}
     if stage == "policy":

@@ -267,7 +267,7 @@ def test_bounds_are_counted_from_the_first_measurement(tmp_path: Path) -> None:
 
 def effort_of(tmp_path: Path, stage: str, measured: dict[str, Any], *overrides: str) -> dict[str, Any]:
     write_json(tmp_path / stage / "done.json", {"seconds": 7.0, "measured": measured})
-    return effort(load_settings(None, overrides), tmp_path, stage)
+    return effort(getattr(load_settings(None, overrides), stage), tmp_path, stage)
 
 
 def test_what_a_run_took(tmp_path: Path) -> None:

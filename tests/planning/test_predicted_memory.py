@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,8 +89,8 @@ def test_checkpointing_adapters_and_forwards_alone_take_less(base: Path) -> None
 
 def test_sharding_divides_what_stands_and_not_the_tower(base: Path) -> None:
     settings = load_settings(None, [f"model.path={base}", "policy.roles=separate", "policy.max_new_tokens=8"])
-    at = memory.Lengths(prompt=32, response=8)
-    one, eight = (memory.policy(settings, base, at, 8, sharded, critics=True) for sharded in (False, True))
+    model = replace(memory.planned_model(settings.model, base, 32), response=8)
+    one, eight = (memory.policy(settings.policy, model, devices, critics=True) for devices in (1, 8))
     assert eight.held["policy"] == pytest.approx(one.held["policy"] / 8, abs=1)
     assert eight.held["policy optimizer"] == 2 * eight.held["policy"]
     assert len(one.held) == 1 + 6 + 3  # the tower; six models; three optimizers
@@ -98,9 +99,10 @@ def test_sharding_divides_what_stands_and_not_the_tower(base: Path) -> None:
 
 def test_what_cannot_be_predicted_is_named(base: Path) -> None:
     with pytest.raises(SettingsError, match="--prompt-tokens"):
-        memory.lengths(load_settings(None, []))
-    at = memory.Lengths(prompt=8, response=8)
+        memory.planned_model(load_settings(None, []).model, base)
+    settings = load_settings(None, ["reward.optim=adafactor", "sft.freeze_vision=false"])
+    model = memory.planned_model(settings.model, base, 8)
     with pytest.raises(SettingsError, match=r"optim 'adafactor'"):
-        memory.supervised(load_settings(None, ["reward.optim=adafactor"]), "reward", base, at)
+        memory.supervised("reward", settings.reward, model)
     with pytest.raises(SettingsError, match="sft.freeze_vision"):
-        memory.supervised(load_settings(None, ["sft.freeze_vision=false"]), "sft", base, at)
+        memory.supervised("sft", settings.sft, model)

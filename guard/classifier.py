@@ -8,6 +8,7 @@ and one logit a category.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -135,34 +136,57 @@ class Guard:
     def _judge(
         self, prompts: Sequence[Callable[[], Prompt]], replies: Sequence[str | None], on_error: OnError
     ) -> list[Verdict]:
+        found = self._encode(prompts, replies, stop=on_error == "raise")
+        judged = zip(replies, self._outcomes(found), strict=True)
+        return [v if isinstance(v, Verdict) else self.refused(_kind(reply), str(v)) for reply, v in judged]
+
+    def judge_timed(
+        self, prompts: Sequence[Callable[[], Prompt]], replies: Sequence[str | None]
+    ) -> tuple[list[Verdict | Exception], float, float]:
+        """For servers: a verdict an item, or what its content is at fault with; seconds of encoding and of the forward.
+
+        prompts: each makes its prompt, and may raise what `prompt_of` raises.
+        """
+        start = time.perf_counter()
+        found = self._encode(prompts, replies, stop=False)
+        encoded = time.perf_counter()
+        return self._outcomes(found), encoded - start, time.perf_counter() - encoded
+
+    def _encode(
+        self, prompts: Sequence[Callable[[], Prompt]], replies: Sequence[str | None], stop: bool
+    ) -> list[list[_Row] | Verdict | Exception]:
+        """An item's rows, or the verdict on what the model cannot read whole, or its fault. stop: raise the first."""
         self._require({_kind(reply) for reply in replies})
-        found: list[list[Verdict]] = [[] for _ in prompts]
-        rows: list[_Row] = []
+        found: list[list[_Row] | Verdict | Exception] = []
         for i, (make, reply) in enumerate(zip(prompts, replies, strict=True)):
             try:
-                mine, closed = self._item(i, make(), reply)
+                found.append(self._item(i, make(), reply))
             except FAULTS as error:
-                if on_error == "raise":
+                if stop:
                     raise ItemError(i, error) from error
-                mine, closed = [], self.refused(_kind(reply), str(error))
-            found[i] += [closed] if closed else []
-            rows += mine
-        for row, verdict in zip(rows, self._verdicts(rows), strict=True):
-            found[row.item].append(verdict)
-        return [max(verdicts, key=Verdict.strictness) for verdicts in found]
+                found.append(error)
+        return found
 
-    def _item(self, item: int, prompt: Prompt, reply: str | None) -> tuple[list[_Row], Verdict | None]:
-        """The rows to judge an item by; or none, and the verdict on what the model cannot read whole."""
+    def _outcomes(self, found: Sequence[list[_Row] | Verdict | Exception]) -> list[Verdict | Exception]:
+        """The strictest verdict of an item's rows; others as they are."""
+        rows = [row for mine in found if isinstance(mine, list) for row in mine]
+        strictest: dict[int, Verdict] = {}
+        for row, verdict in zip(rows, self._verdicts(rows), strict=True):
+            strictest[row.item] = max(strictest.get(row.item, verdict), verdict, key=Verdict.strictness)
+        return [strictest[i] if isinstance(mine, list) else mine for i, mine in enumerate(found)]
+
+    def _item(self, item: int, prompt: Prompt, reply: str | None) -> list[_Row] | Verdict:
+        """The rows to judge an item by; or the verdict on what the model cannot read whole."""
         kind, texts = _kind(reply), {"question": prompt.text, "response": reply}
         for name, text in texts.items():
             if text is not None and (why := self._unread(text_of(text, name))):
-                return [], self.refused(kind, f"the {name} is not read: {why}")
+                return self.refused(kind, f"the {name} is not read: {why}")
         rows = self._rows(item, prompt, reply)
         longest = max(row.length for row in rows)
         if longest > self.spec.max_length:
             why = f"{longest} tokens, more than the {self.spec.max_length} that the model reads"
-            return [], self.refused(kind, why, truncated=True)
-        return rows, None
+            return self.refused(kind, why, truncated=True)
+        return rows
 
     def _unread(self, text: str) -> str:
         """Why the tokenizer cannot read `text` in one of its readings; empty where it can."""
@@ -176,6 +200,10 @@ class Guard:
 
     def can_judge(self, kind: Kind) -> bool:
         return kind in self.spec.kinds
+
+    def keep_pictures(self, limit: int) -> None:
+        """Hold at most `limit` bytes of image features from now on."""
+        self._pictures = VisionCache(limit)
 
     def _require(self, kinds: set[Kind]) -> None:
         for kind in sorted(kinds - set(self.spec.kinds)):

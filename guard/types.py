@@ -28,6 +28,7 @@ class Verdict:
     calibration_id: names weights and temperatures together; "none" for an uncalibrated guard.
     truncated: the content is longer than the model reads. Nothing is cut: such content fails closed.
     degraded: the model gave no usable answer (too long, NaN, unreadable picture) and the verdict is the strictest one.
+    failed_open: a server could not judge the content and lets it pass, as it was told to; `degraded` too.
     """
 
     kind: Kind
@@ -41,6 +42,7 @@ class Verdict:
     calibration_id: str = "none"
     truncated: bool = False
     degraded: bool = False
+    failed_open: bool = False
 
     @property
     def safe(self) -> bool:
@@ -91,4 +93,20 @@ def fail_closed(kind: Kind, reason: str, categories: tuple[str, ...] = (), *, tr
         calibration_id=calibration_id,
         truncated=truncated,
         degraded=True,
+    )
+
+
+def fail_open(kind: Kind, reason: str, *, calibration_id: str = "none") -> Verdict:
+    """The verdict for content that could not be judged where a server is told to let such content pass."""
+    return Verdict(
+        kind=kind,
+        flagged=False,
+        unsafe_probability=0.0,
+        severity=Severity.NONE,
+        severity_probabilities=(1.0, 0.0, 0.0, 0.0),
+        action="allow",
+        reason=reason,
+        calibration_id=calibration_id,
+        degraded=True,
+        failed_open=True,
     )

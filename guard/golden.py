@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from beavertails_v.images import ImageError, Picture
-from beavertails_v.schema import Prompt
+from beavertails_v.schema import LabelledResponse, Prompt
 from guard.classifier import Guard
 from guard.evaluate import grey_picture
 from guard.types import Verdict
@@ -48,6 +48,14 @@ def write_golden(
     text = json.dumps({"version": 1, "tolerance": TOLERANCE, "cases": cases}, indent=1)
     Path(folder, GOLDEN_FILE).write_text(text + "\n", encoding="utf-8")
     return len(cases)
+
+
+def write_from(guard: Guard, folder: str | Path, data: Sequence[LabelledResponse], rows: int = 64) -> int:
+    """`write_golden` from the questions and answers of the first `rows` of held-out data."""
+    some = [data[i] for i in range(min(rows, len(data)))]
+    prompts = [row.prompt for row in some]
+    replies: list[str | None] = [*(row.response.text for row in some), *([None] * len(some))]
+    return write_golden(guard, folder, [*prompts, *prompts], replies)
 
 
 def self_test(guard: Guard, folder: Path) -> int:

@@ -34,6 +34,10 @@ from guard.types import Verdict
 log = logging.getLogger(__name__)
 BUSY_SECONDS = "1"
 FAILED_OPEN = "x-guard-failed-open"
+PAGE_MAY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+)
 
 
 class Server:
@@ -317,5 +321,4 @@ def _add_operations(app: FastAPI, server: Server) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         text = files("guard.server").joinpath("page.html").read_text(encoding="utf-8")
-        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
-        return HTMLResponse(text, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+        return HTMLResponse(text, headers={"content-security-policy": PAGE_MAY, "x-content-type-options": "nosniff"})

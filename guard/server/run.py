@@ -42,8 +42,6 @@ def serve(app: Any, settings: ServeSettings, said: Callable[[str], None] = print
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; give another --port"
         ) from None
     address = f"http://{settings.host}:{listener.getsockname()[1]}"
-    said(
-        f"{address} listens; ready when {address}/readyz says so. Try it in a browser, or: curl {address}/v1/moderations"
-    )
+    said(f"{address} listens; ready when {address}/readyz says so. Try it in a browser, or at {address}/v1/moderations")
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30, backlog=4096)
     asyncio.run(_Quiet(config).serve(sockets=[listener]))

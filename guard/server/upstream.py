@@ -92,7 +92,7 @@ class HttpUpstream:
 
 
 class LocalUpstream:
-    """A model of this machine, in a worker of its own. The turns are one question to it: it was trained on single ones."""
+    """A model of this machine, in a worker of its own. Turns become one question: it was trained on single ones."""
 
     def __init__(self, pool: Pool, settings: ServeSettings) -> None:
         self.pool, self.settings = pool, settings

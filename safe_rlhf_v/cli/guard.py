@@ -108,3 +108,70 @@ def _show_attempts(transcript: Transcript) -> None:
             severity, unsafe = verdict.severity.name.lower(), f"{verdict.unsafe_probability:.3f}"
             table.add_row(name, verdict.action, unsafe, severity, escape(verdict.reason), escape(text))
     console.print(table)
+
+
+@app.command()
+@user_errors
+def serve(
+    folder: Folder,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: 8000]")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML of the server's settings.")] = None,
+    upstream: Annotated[
+        str | None, typer.Option("--upstream", help="OpenAI-shaped API that answers, such as http://127.0.0.1:8001/v1.")
+    ] = None,
+    upstream_model: Annotated[str | None, typer.Option("--upstream-model", help="Model asked of it.")] = None,
+    answering: Annotated[
+        Path | None, typer.Option("--policy", help="Folder of a model that answers on this machine instead.")
+    ] = None,
+    severity_policy: Annotated[
+        Path | None, typer.Option("--severity-policy", help="YAML of what is done at which severity; else the guard's.")
+    ] = None,
+) -> None:
+    """Serve the guard over HTTP: moderation in OpenAI's shape, and a guarded proxy before a model that answers.
+
+    Where SAFE_RLHF_V_API_KEYS is set (comma-separated), every route but /healthz wants one of these keys.
+
+    Example: safe-rlhf-v guard serve runs/quickstart/guard --policy runs/quickstart/policy
+    """
+    try:
+        from guard.server.app import application
+        from guard.server.run import serve as run
+        from guard.server.settings import ServeSettings
+    except ModuleNotFoundError as error:
+        from safe_rlhf_v.config import SettingsError
+
+        raise SettingsError(f"{error.name} is not installed: pip install 'safe-rlhf-v[serve]'") from None
+    settings = ServeSettings.load(
+        config,
+        host=host,
+        port=port,
+        upstream__url=upstream,
+        upstream__model=upstream_model,
+        upstream__policy=None if answering is None else str(answering),
+    )
+    run(application(folder, settings, policy=severity_policy), settings, plain)
+
+
+@app.command(name="self-test")
+@user_errors
+def self_test(
+    folder: Folder,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Labelled data: choose the inputs anew from its evaluation split.")
+    ] = None,
+    policy: PolicyFile = None,
+) -> None:
+    """Judge the known inputs that are stored with a guard; with --data, store such inputs first.
+
+    Example: safe-rlhf-v guard self-test runs/quickstart/guard
+    """
+    from beavertails_v import load_responses
+    from guard.classifier import Guard
+    from guard.golden import self_test as test
+    from guard.golden import write_from
+
+    judge = Guard.from_pretrained(folder, policy=policy)
+    if data is not None:
+        plain(f"{write_from(judge, folder, load_responses(data, 'evaluation'))} inputs stored in {folder}")
+    plain(f"{test(judge, folder)} known inputs have their known verdicts")

@@ -23,7 +23,7 @@ _CARRIERS = [ipaddress.ip_network(n) for n in ("2002::/16", "64:ff9b::/96", "64:
 
 
 class Fetcher:
-    """Fetches the bytes of pictures. resolve: (host, port) -> addresses, transport: of httpx; both for tests."""
+    """Fetches the bytes of pictures. transport: of httpx, in place of the network."""
 
     def __init__(self, settings: ServeSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.remote, self.most = settings.remote_pictures, settings.picture.limits().max_bytes
@@ -71,8 +71,10 @@ class Fetcher:
                 return answer.headers.get("location", "")
             if answer.status_code != 200:
                 raise _refused(url, f"answered {answer.status_code}")
+            if answer.headers.get("content-encoding", "identity") != "identity":
+                raise _refused(url, "comes compressed, though that was not asked for")
             data = b""
-            async for chunk in answer.aiter_raw():
+            async for chunk in answer.aiter_bytes():
                 data += chunk
                 if len(data) > self.most:
                     raise _refused(url, f"has more than {self.most:,} bytes")

@@ -45,10 +45,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def guard(base: Path) -> Guard:
-    """Untrained, but with opinions: heads are large enough that probabilities differ."""
+    """Untrained, but with opinions: heads are large enough that probabilities differ. In float64, where what else
+    stands in a batch changes no state; the heads compute in float32."""
     import torch
 
-    backbone = load_backbone(base)
+    backbone = load_backbone(base, "float64")
     taxonomy = Taxonomy.load()
     torch.manual_seed(0)
     model = build_model(backbone, len(taxonomy.secondary))

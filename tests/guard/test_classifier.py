@@ -29,7 +29,8 @@ REPLIES = [None, "I cannot help with that.", "first take the key, then turn it. 
 
 
 def close(a: Verdict, b: Verdict) -> bool:
-    """Equal but for the last bits of the probabilities, which other rows of a batch may change."""
+    """Equal but for the last bits of the probabilities, which other rows of a batch may change: a head's sum of 17
+    terms of size 1 in float32 by 17 * 2^-24 = 1e-6, and the sigmoid's slope is at most 1/4."""
     numbers = lambda v: [v.unsafe_probability, *v.severity_probabilities, *v.categories.values()]  # noqa: E731
     same = (a.kind, a.flagged, a.severity, a.action, a.degraded) == (
         b.kind,

@@ -153,7 +153,7 @@ def wrong_settings(overrides: list[str]) -> str | None:
 
 
 def load_block(text: str, folder: Path) -> None:
-    """Loads a YAML block as what its keys say it is: settings, a comparison, a guard's policy or a column map."""
+    """Loads a YAML block as what its keys say it is: settings, a comparison, a guard's policy, a server's or a column map."""
     keys, file = set(yaml.safe_load(text)), folder / "block.yaml"
     file.write_text(text, encoding="utf-8")
     if keys <= set(Settings.model_fields):
@@ -162,6 +162,8 @@ def load_block(text: str, folder: Path) -> None:
         load_compare(file)
     elif "refusal" in keys:
         Policy.load(file)
+    elif "batch_wait_ms" in keys:
+        assert ServeSettings.load(file) == ServeSettings(), "the page shows the defaults"
     else:
         ColumnMap.load(file)
 

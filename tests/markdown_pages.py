@@ -17,6 +17,7 @@ from markdown_it.token import Token
 
 from beavertails_v.sources import ColumnMap
 from guard import Policy
+from guard.server.settings import ServeSettings
 from safe_rlhf_v.cli import app
 from safe_rlhf_v.comparison.settings import CompareSettings, load_compare
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
@@ -153,7 +154,7 @@ def wrong_settings(overrides: list[str]) -> str | None:
 
 
 def load_block(text: str, folder: Path) -> None:
-    """Loads a YAML block as what its keys say it is: settings, a comparison, a guard's policy, a server's or a column map."""
+    """Loads a YAML block as what its keys say it is: settings, a comparison, a policy, a server's or a column map."""
     keys, file = set(yaml.safe_load(text)), folder / "block.yaml"
     file.write_text(text, encoding="utf-8")
     if keys <= set(Settings.model_fields):

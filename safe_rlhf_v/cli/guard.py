@@ -20,20 +20,19 @@ app = App(no_args_is_help=True, help="Judge questions and answers, or answer thr
 Folder = Annotated[Path, typer.Argument(help="Folder of a trained guard, for example runs/quickstart/guard.")]
 Image = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture; may be given more than once.")]
 Question = Annotated[str | None, typer.Option("--prompt", "-p", help="The question. Required.", show_default=False)]
-Former = Annotated[str | None, typer.Option("--text", "-t", hidden=True)]  # what --prompt was called
 PolicyFile = Annotated[
     Path | None, typer.Option("--policy", help="YAML of what is done at which severity; else the guard's own.")
 ]
 
 
-def _question(prompt: str | None, text: str | None) -> str:
-    """Raises SettingsError unless the question is given once, ContentError where it is not UTF-8 text."""
+def _question(prompt: str | None) -> str:
+    """Raises SettingsError where there is none, ContentError where it is not UTF-8 text."""
     from guard.items import text_of
     from safe_rlhf_v.config import SettingsError
 
-    if (prompt is None) == (text is None):
-        raise SettingsError("give --prompt, the question" if prompt is None else "give --prompt once, without --text")
-    return text_of(prompt if text is None else text, "prompt")
+    if prompt is None:
+        raise SettingsError("give --prompt, the question")
+    return text_of(prompt, "prompt")
 
 
 @app.command()
@@ -41,7 +40,6 @@ def _question(prompt: str | None, text: str | None) -> str:
 def check(
     folder: Folder,
     prompt: Question = None,
-    text: Former = None,
     image: Image = None,
     response: Annotated[str | None, typer.Option("--response", "-r", help="Judge this answer to it.")] = None,
     policy: PolicyFile = None,
@@ -53,7 +51,7 @@ def check(
     """
     from guard.classifier import Guard
 
-    question = _question(prompt, text)
+    question = _question(prompt)
     verdict = Guard.from_pretrained(folder, policy=policy).moderate(list(image or []), question, response)
     if as_json:
         plain(json.dumps(verdict.to_dict(), indent=2))
@@ -71,7 +69,6 @@ def regenerate(
     folder: Folder,
     model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of the model that answers.")],
     prompt: Question = None,
-    text: Former = None,
     image: Image = None,
     rounds: Annotated[int, typer.Option(min=0, help="New attempts before the guard gives up.")] = 5,
     policy: PolicyFile = None,
@@ -87,7 +84,7 @@ def regenerate(
     from guard.classifier import Guard
     from safe_rlhf_v.stages.answering import regenerate_one
 
-    question = _question(prompt, text)
+    question = _question(prompt)
     judge = Guard.from_pretrained(folder, policy=policy)
     transcript = regenerate_one(judge, model, question, image or [], rounds, settings_of(None, set_))
     if as_json:

@@ -108,7 +108,7 @@ def init(
 
     Example: safe-rlhf-v init my_configs
     """
-    from safe_rlhf_v.cli.init import write_recipes
+    from safe_rlhf_v.planning.recipes import write_recipes
 
     files = write_recipes(folder)
     plain(f"written: {len(files)} files below {folder}")
@@ -130,7 +130,7 @@ def settings_command(
 
     Example: safe-rlhf-v settings --config run.yaml policy.beta=0.1 --save full.yaml
     """
-    from safe_rlhf_v.cli.settings_table import print_settings
+    from safe_rlhf_v.planning.settings_table import print_settings
 
     settings = settings_of(config, overrides)
     print_settings(settings, search)

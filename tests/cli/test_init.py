@@ -13,8 +13,8 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from commands import error, run
 from torch.distributed.run import determine_local_world_size
 
-from safe_rlhf_v.cli.init import fitted
 from safe_rlhf_v.config import load_settings
+from safe_rlhf_v.planning.recipes import fitted
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {p.relative_to(ROOT / "configs").as_posix() for p in (ROOT / "configs").rglob("*.yaml")}

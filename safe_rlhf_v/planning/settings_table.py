@@ -7,8 +7,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from safe_rlhf_v.cli.common import console
 from safe_rlhf_v.config import Settings, SettingsError, walk
+from safe_rlhf_v.console import console
 
 
 def print_settings(settings: Settings, search: str = "") -> None:

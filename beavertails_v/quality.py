@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from beavertails_v.load import NoUsableRow, load_comparisons
+from beavertails_v.report import LoadReport
 from beavertails_v.schema import Comparison, LabelledResponse, Prompt
+from beavertails_v.sources import SourceError
 
 Record = Comparison | LabelledResponse | Prompt
 
@@ -129,3 +132,13 @@ def _positions(keys: list[list[str]]) -> dict[str, list[int]]:
         for key in dict.fromkeys(of_row):
             positions.setdefault(key, []).append(i)
     return positions
+
+
+def check_split(source: str, split: str, columns: str | None = None) -> tuple[LoadReport | None, SourceError | None]:
+    """The report of a split, or why it cannot be used: one split's fault does not hide the others."""
+    try:
+        return load_comparisons(source, split, columns=columns).report, None
+    except NoUsableRow as error:
+        return error.report, SourceError(f"{source} [{split}]: no usable row")
+    except SourceError as error:
+        return None, error

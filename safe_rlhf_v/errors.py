@@ -18,7 +18,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from beavertails_v.errors import UserError
 from safe_rlhf_v.culprit import culprit
 
 P = ParamSpec("P")
@@ -50,7 +49,13 @@ OF_FILES = {
 
 def is_user_error(error: BaseException) -> bool:
     """Errors whose message says what to do: those this project defines, unreadable files, missing packages."""
-    return isinstance(error, UserError | OSError | ImportError) or _of_a_file(error) is not None
+    return _is_ours(error) or isinstance(error, OSError | ImportError) or _of_a_file(error) is not None
+
+
+def _is_ours(error: BaseException) -> bool:
+    from beavertails_v.errors import UserError  # when there is an error: --help need not wait for the package
+
+    return isinstance(error, UserError)
 
 
 def _of_a_file(error: BaseException) -> str | None:
@@ -106,7 +111,7 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror.lower()}"
     said = str(error).strip()
-    if (about := _of_a_file(error)) is None or isinstance(error, UserError):
+    if (about := _of_a_file(error)) is None or _is_ours(error):
         return said
     one, file = " ".join(said.split())[:300], culprit(error)
     named = file if file and file not in said else ""
@@ -114,7 +119,7 @@ def message_of(error: BaseException) -> str:
 
 
 def _given(name: str, value: Any) -> Any:
-    """A value of the command line. Raises ArgumentError for a text that is not UTF-8."""
+    """A value of the command line. Raises UserError for a text that is not UTF-8."""
     if isinstance(value, list):
         return [_given(name, item) for item in value]
     if isinstance(value, Path):
@@ -135,9 +140,7 @@ def _utf8(name: str, value: str) -> str:
         text = os.fsencode(value).decode("utf-8")
     except UnicodeError:
         shown = value.encode("ascii", "backslashreplace").decode()
-        raise ArgumentError(f"the {name.rstrip('_')} is not UTF-8 text: {shown[:60]}") from None
+        from beavertails_v.errors import UserError
+
+        raise UserError(f"the {name.rstrip('_')} is not UTF-8 text: {shown[:60]}") from None
     return text if name in TEXTS else value
-
-
-class ArgumentError(UserError, ValueError):
-    """An argument of the command line cannot be used."""

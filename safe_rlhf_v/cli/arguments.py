@@ -9,13 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 from safe_rlhf_v.console import no_bars_in_logs, show_all_text
+from safe_rlhf_v.errors import user_errors
 
 
 class App(typer.Typer):
-    """A typer application whose output no encoding can end and no bar can litter, and whose options stand once each."""
+    """A typer application whose output no encoding can end and no bar can litter, whose options stand once each, and
+    whose commands say a user's error in one sentence.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=Once, **settings)
+
+    def command(self, *args: Any, **kwargs: Any) -> Any:
+        register = super().command(*args, **kwargs)
+        return lambda work: register(user_errors(work))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         show_all_text()

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safe_rlhf_v.console import console, plain, show
-from safe_rlhf_v.errors import is_user_error, user_errors
 
 if TYPE_CHECKING:
     from safe_rlhf_v.config import Settings
 
-__all__ = ["Config", "Overrides", "console", "is_user_error", "plain", "settings_of", "show", "user_errors"]
+__all__ = ["Config", "Overrides", "console", "plain", "settings_of", "show"]
 
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML settings; without it every setting has its default.")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from safe_rlhf_v.cli.arguments import App
-from safe_rlhf_v.cli.common import plain, show, user_errors
-
-if TYPE_CHECKING:
-    from beavertails_v import SourceError
-    from beavertails_v.report import LoadReport
+from safe_rlhf_v.cli.common import plain, show
 
 app = App(no_args_is_help=True, help="Make, check and describe preference data.")
 Source = Annotated[
@@ -24,7 +20,6 @@ Columns = Annotated[str | None, typer.Option(help="Column map, by name or .yaml 
 
 
 @app.command("picture-world")
-@user_errors
 def picture_world(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to, in the layout of BeaverTails-V.")],
     train: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 12_000,
@@ -46,7 +41,6 @@ def picture_world(
 
 
 @app.command()
-@user_errors
 def check(
     source: Source,
     split: Annotated[str | None, typer.Option(help="Split to read; without it every split of a folder.")] = None,
@@ -59,39 +53,29 @@ def check(
     Example: safe-rlhf-v data check my_data --report faults.jsonl
     """
     from beavertails_v.locate import splits
+    from beavertails_v.quality import check_split
     from beavertails_v.report import write_reports
 
-    outcomes = [_outcome(source, name, columns) for name in ([split] if split else splits(source))]
+    outcomes = [check_split(source, name, columns) for name in ([split] if split else splits(source))]
     reports = [found for found, _ in outcomes if found is not None]
     if report is not None:
         write_reports(reports, report)
         plain(f"written: {report}")
-    for found, _ in outcomes:
-        if found is not None:
-            plain(found.summary())
-            if found.unused:
-                plain(f"  columns that are carried along and not used: {', '.join(found.unused)}")
+    for found in reports:
+        _summarise(found)
     if faults := [error for _, error in outcomes if error is not None]:
         raise faults[0]
     if strict and any(found.dropped for found in reports):
         raise typer.Exit(1)
 
 
-def _outcome(source: str, split: str, columns: str | None) -> tuple[LoadReport | None, SourceError | None]:
-    """The report of a split, or why it cannot be used: one split's fault does not hide the others."""
-    from beavertails_v import SourceError, load_comparisons
-    from beavertails_v.load import NoUsableRow
-
-    try:
-        return load_comparisons(source, split, columns=columns).report, None
-    except NoUsableRow as error:
-        return error.report, SourceError(f"{source} [{split}]: no usable row")
-    except SourceError as error:
-        return None, error
+def _summarise(report: Any) -> None:
+    plain(report.summary())
+    if report.unused:
+        plain(f"  columns that are carried along and not used: {', '.join(report.unused)}")
 
 
 @app.command()
-@user_errors
 def leakage(
     source: Source,
     train: Annotated[str, typer.Option(help="Training split.")] = "train",
@@ -118,7 +102,6 @@ def leakage(
 
 
 @app.command()
-@user_errors
 def info(source: Source, split: Split = "train", columns: Columns = None) -> None:
     """How many pairs, of which categories, how safe, and whether preferences go with rates.
 
@@ -127,9 +110,7 @@ def info(source: Source, split: Split = "train", columns: Columns = None) -> Non
     from beavertails_v import audit, load_comparisons
 
     data = load_comparisons(source, split, columns=columns, check_images="header")
-    plain(data.report.summary())
-    if data.report.unused:
-        plain(f"  columns that are carried along and not used: {', '.join(data.report.unused)}")
+    _summarise(data.report)
     found = audit(data)
     plain(found.summary())
     show("categories", dict(sorted(found.categories.items())))

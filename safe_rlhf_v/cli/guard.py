@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from safe_rlhf_v.cli.arguments import App
-from safe_rlhf_v.cli.common import console, plain, settings_of, show, user_errors
+from safe_rlhf_v.cli.common import console, plain, settings_of, show
 
 if TYPE_CHECKING:
     from guard.regenerate import Transcript
@@ -36,7 +36,6 @@ def _question(prompt: str | None) -> str:
 
 
 @app.command()
-@user_errors
 def check(
     folder: Folder,
     prompt: Question = None,
@@ -64,7 +63,6 @@ def check(
 
 
 @app.command()
-@user_errors
 def regenerate(
     folder: Folder,
     model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of the model that answers.")],
@@ -108,7 +106,6 @@ def _show_attempts(transcript: Transcript) -> None:
 
 
 @app.command()
-@user_errors
 def serve(
     folder: Folder,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
@@ -151,7 +148,6 @@ def serve(
 
 
 @app.command(name="self-test")
-@user_errors
 def self_test(
     folder: Folder,
     data: Annotated[

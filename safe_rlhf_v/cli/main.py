@@ -12,7 +12,7 @@ import typer
 
 from safe_rlhf_v.cli import data, guard, refine, train
 from safe_rlhf_v.cli.arguments import App
-from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show, user_errors
+from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show
 
 app = App(
     no_args_is_help=True,
@@ -67,7 +67,6 @@ def root(
 
 
 @app.command(rich_help_panel="Start here")
-@user_errors
 def quickstart(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings instead of the demo's.")] = None,
     overrides: Overrides = None,
@@ -100,7 +99,6 @@ def quickstart(
 
 
 @app.command(rich_help_panel="Start here")
-@user_errors
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder to write them to.")] = Path("configs"),
 ) -> None:
@@ -117,7 +115,6 @@ def init(
 
 
 @app.command("settings", rich_help_panel="Start here")
-@user_errors
 def settings_command(
     config: Config = None,
     overrides: Overrides = None,
@@ -140,7 +137,6 @@ def settings_command(
 
 
 @app.command(rich_help_panel="Start here")
-@user_errors
 def doctor(
     config: Config = None,
     overrides: Overrides = None,
@@ -186,7 +182,6 @@ def doctor(
 
 
 @app.command(rich_help_panel="A real run")
-@user_errors
 def generate(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model, for example runs/quickstart/policy.")],
     image: Annotated[
@@ -221,7 +216,6 @@ def generate(
 
 
 @app.command(rich_help_panel="A real run")
-@user_errors
 def export(
     model: Annotated[str, typer.Argument(help="Folder of a stage, for example runs/quickstart/policy, or an adapter.")],
     output: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
@@ -245,7 +239,6 @@ def export(
 
 
 @app.command(rich_help_panel="A real run")
-@user_errors
 def evaluate(config: Config = None, overrides: Overrides = None) -> None:
     """Compare the aligned model with the one it started from, on the evaluation split; write report.html.
 
@@ -266,7 +259,6 @@ def evaluate(config: Config = None, overrides: Overrides = None) -> None:
 
 
 @app.command()
-@user_errors
 def compare(
     config: Config = None,
     overrides: Overrides = None,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from safe_rlhf_v.cli.arguments import App
-from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show, user_errors
+from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show
 
 app = App(
     no_args_is_help=True,
@@ -42,7 +42,6 @@ class SplitName(StrEnum):
 
 
 @app.command()
-@user_errors
 def dialogues(
     out: Annotated[Path, typer.Argument(help="Folder to write to: dialogues.jsonl and pictures.")],
     student: Annotated[str, typer.Option(help="Folder or hub id of the model that answers.")],
@@ -68,7 +67,6 @@ def dialogues(
 
 
 @train_app.command("student")
-@user_errors
 def train_student(
     dialogues: Folder, config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False
 ) -> None:
@@ -80,7 +78,6 @@ def train_student(
 
 
 @train_app.command("teacher")
-@user_errors
 def train_teacher(
     dialogues: Folder, config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False
 ) -> None:
@@ -113,7 +110,6 @@ def _next(*words: str | Path) -> None:
 
 
 @app.command()
-@user_errors
 def evaluate(
     dialogues: Annotated[Path, typer.Argument(help="Folder of dialogues.")],
     baseline: Annotated[
@@ -152,7 +148,6 @@ def evaluate(
 
 
 @app.command()
-@user_errors
 def compare(
     config: Config = None,
     overrides: Overrides = None,

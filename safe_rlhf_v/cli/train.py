@@ -5,15 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from safe_rlhf_v.cli.arguments import App
-from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show, user_errors
-
-if TYPE_CHECKING:
-    from safe_rlhf_v.config import Settings
+from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show
 
 app = App(
     no_args_is_help=True,
@@ -30,6 +27,8 @@ Overwrite = Annotated[
 
 
 def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> None:
+    from safe_rlhf_v.stages.start import require_start
+
     settings = settings_of(config, overrides, stage)
     require_start(settings, stage)  # before torch is imported and every picture is read
     from safe_rlhf_v.stages import stages
@@ -38,20 +37,6 @@ def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> N
     show(stage, _guard_figures(measured) if stage == "guard" else measured)
     plain(f"written: {settings.output_dir}/{stage}")
     plain(f"next: {next_command(stage, config, overrides)}")
-
-
-def require_start(settings: Settings, stage: str) -> None:
-    """Raises SettingsError where the model that a stage starts from is named by a path, and nothing is there."""
-    from safe_rlhf_v.config import SettingsError
-
-    made = Path(settings.output_dir, "sft", "done.json").is_file()
-    key, name = "model.path", settings.model.path
-    if stage != "sft":
-        key, name = ("model.start", settings.model.start) if settings.model.start else (key, "" if made else name)
-    path = Path(name)
-    local = path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or (path.parent.is_dir() and "/" in name)
-    if name and local and not path.exists():
-        raise SettingsError(f"{key} = {name}: no such folder; give the folder or hub id of a model")
 
 
 def next_command(stage: str, config: Path | None, overrides: list[str] | None) -> str:
@@ -72,7 +57,6 @@ def _guard_figures(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @app.command()
-@user_errors
 def sft(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Supervised fine-tuning on the responses of the data.
 
@@ -82,7 +66,6 @@ def sft(config: Config = None, overrides: Overrides = None, overwrite: Overwrite
 
 
 @app.command()
-@user_errors
 def reward(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """The reward model: which of two responses is more helpful.
 
@@ -92,7 +75,6 @@ def reward(config: Config = None, overrides: Overrides = None, overwrite: Overwr
 
 
 @app.command()
-@user_errors
 def cost(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """The cost model: which of two responses is safer, and, by its sign, whether a response is unsafe.
 
@@ -102,7 +84,6 @@ def cost(config: Config = None, overrides: Overrides = None, overwrite: Overwrit
 
 
 @app.command()
-@user_errors
 def policy(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """The policy: raise reward while the mean cost stays at or under policy.threshold. Needs reward and cost models.
 
@@ -112,7 +93,6 @@ def policy(config: Config = None, overrides: Overrides = None, overwrite: Overwr
 
 
 @app.command()
-@user_errors
 def direct(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """A policy from the pairs themselves, without sampling: dpo, kto, sacpo, safe_dpo, bfpo, c_dpo or mm_dpo.
 
@@ -122,7 +102,6 @@ def direct(config: Config = None, overrides: Overrides = None, overwrite: Overwr
 
 
 @app.command()
-@user_errors
 def iterative(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """A policy whose cost is lower than the start model's by what you ask: caid, pecaid, or one-shot mocan, pecan.
 
@@ -132,7 +111,6 @@ def iterative(config: Config = None, overrides: Overrides = None, overwrite: Ove
 
 
 @app.command("start")
-@user_errors
 def start_model(
     output: Annotated[Path, typer.Argument(help="Folder to write to.")],
     pictures: Annotated[Path | None, typer.Option(help="Pictures OBJECT/STYLE.png in place of drawn ones.")] = None,
@@ -160,7 +138,6 @@ def start_model(
 
 
 @app.command()
-@user_errors
 def guard(config: Config = None, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """The guard: judges questions and answers, with category and severity.
 

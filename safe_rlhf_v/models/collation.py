@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Never, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -125,15 +125,28 @@ def join_vision(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
     return {name: _concatenate([row[name] for row in rows if name in row]) for name in names}
 
 
-def join_features(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put rows' cached image features (see `vision_cache`) into the shape the model's forward takes them in."""
-    rows = [row for row in rows if row]
-    if not rows:
+class ImageFeatures(TypedDict):
+    """What the vision tower gives for the pictures of one row.
+
+    pooler_output: (T_i, H) tensors, one per picture or tile, projected to the language model's width.
+    stacked: whether the family wants them as one tensor (n, T, H) rather than a list.
+    deepstack_features: of each layer what pooler_output is of the last (Qwen3-VL); () elsewhere.
+    """
+
+    pooler_output: tuple[Tensor, ...]
+    stacked: bool
+    deepstack_features: tuple[tuple[Tensor, ...], ...]
+
+
+def join_features(rows: Sequence[ImageFeatures | Mapping[str, Never]]) -> dict[str, Any]:
+    """Put rows' cached image features, {} of a row without pictures, into the shape the model's forward takes."""
+    found = [cast(ImageFeatures, row) for row in rows if row]
+    if not found:
         return {}
-    entries = [entry for row in rows for entry in row["pooler_output"]]
-    output = BaseModelOutputWithPooling(pooler_output=torch.stack(entries) if rows[0]["stacked"] else entries)
-    if rows[0]["deepstack_features"]:
-        layers = zip(*(row["deepstack_features"] for row in rows), strict=True)
+    entries = [entry for row in found for entry in row["pooler_output"]]
+    output = BaseModelOutputWithPooling(pooler_output=torch.stack(entries) if found[0]["stacked"] else entries)
+    if found[0]["deepstack_features"]:
+        layers = zip(*(row["deepstack_features"] for row in found), strict=True)
         output.deepstack_features = [[entry for part in layer for entry in part] for layer in layers]
     return {"mm_encoder_outputs": {"image": output}}
 

@@ -1,9 +1,6 @@
 """A picture is encoded once: its features then serve generation, log-probabilities, scores and values.
 
-Row features are {} for a row without pictures, else a mapping of
-  pooler_output: tuple of (T_i, H) tensors, one per picture or tile, projected to the language model's width;
-  stacked: whether the family wants them as one tensor (n, T, H) rather than a list;
-  deepstack_features: tuple over layers of tuples like pooler_output (Qwen3-VL), () elsewhere.
+Row features are {} for a row without pictures, else `ImageFeatures`.
 Exact only while the tower and its projector are frozen: `Roles` see to that.
 """
 
@@ -11,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.models.collation import join_vision
+from safe_rlhf_v.models.collation import ImageFeatures, join_vision
 from safe_rlhf_v.models.lru import Lru
 from safe_rlhf_v.types import Inputs
 
@@ -60,7 +57,7 @@ def encode_images(model: Any, inputs: Inputs, cache: VisionCache | None = None) 
 
 
 @torch.no_grad()
-def _encode(model: Any, inputs: Inputs, rows: Sequence[int]) -> list[Mapping[str, Any]]:
+def _encode(model: Any, inputs: Inputs, rows: Sequence[int]) -> list[ImageFeatures]:
     """Features of the given rows in one pass of the tower."""
     encode = model.base_model.get_image_features  # the one its forward calls: the outer may name fewer arguments
     wanted = inspect.signature(encode).parameters
@@ -70,7 +67,7 @@ def _encode(model: Any, inputs: Inputs, rows: Sequence[int]) -> list[Mapping[str
     return split_features(output, tokens)
 
 
-def split_features(output: Any, tokens: Sequence[int]) -> list[Mapping[str, Any]]:
+def split_features(output: Any, tokens: Sequence[int]) -> list[ImageFeatures]:
     """Cut a batch's features into rows by their numbers of image tokens. Raises where the two do not match."""
     entries = list(output.pooler_output)
     ends = {end: i + 1 for i, end in enumerate(accumulate(len(entry) for entry in entries))}
@@ -90,14 +87,14 @@ def split_features(output: Any, tokens: Sequence[int]) -> list[Mapping[str, Any]
     ]
 
 
-class VisionCache(Lru[Mapping[str, Any]]):
+class VisionCache(Lru[ImageFeatures]):
     """Features by picture key, kept between steps. limit: bytes."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit, _bytes)
 
 
-def _bytes(row: Mapping[str, Any]) -> int:
+def _bytes(row: ImageFeatures) -> int:
     tensors = [*row["pooler_output"], *(t for layer in row["deepstack_features"] for t in layer)]
     return sum(t.numel() * t.element_size() for t in tensors)
 

@@ -13,6 +13,7 @@ from safe_rlhf_v.generation.transformers_engine import CacheKind, TransformersEn
 from safe_rlhf_v.models.backbone import encode_images, output_head
 from safe_rlhf_v.models.prefix import last_state, reads_once, response_states
 from safe_rlhf_v.models.processing import Encoder
+from safe_rlhf_v.models.sharded import ShardedModel
 from safe_rlhf_v.models.sharding import held, overwrite, shape_of
 from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.tensors import token_logps
@@ -46,9 +47,13 @@ class RoleBase:
         self._cache = VisionCache(vision_cache_bytes) if vision_cache_bytes else None
 
     @property
+    def sharded_models(self) -> Mapping[str, ShardedModel]:
+        return {}
+
+    @property
     def sharded(self) -> bool:
         """Whether every forward is a collective call."""
-        return False
+        return bool(self.sharded_models)
 
     def _as(self, role: str) -> Any:
         """The backbone that plays `role`, ready for a forward."""
@@ -103,6 +108,9 @@ class RoleBase:
     @torch.no_grad()
     def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:
         return self._ask("policy", _draw, inputs, samples, sampling)  # type: ignore[no-any-return]
+
+    def gather_policy(self, keep: bool) -> None:
+        """Nothing to do: its weights are whole on every rank."""
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self._trainable()["policy"].values())

@@ -16,6 +16,7 @@ from safe_rlhf_v.models.adapter_roles import AdapterRoles
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.models.role_base import Speaker, Which
 from safe_rlhf_v.models.separate_roles import SeparateRoles
+from safe_rlhf_v.models.sharded import ShardedModel
 from safe_rlhf_v.types import Inputs, Responses
 
 __all__ = ["AdapterRoles", "Roles", "SeparateRoles", "Speaker", "Which"]
@@ -65,6 +66,16 @@ class Roles(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Raises ValueError unless the names and shapes are exactly those of `state_dict`."""
+        ...
+
+    @property
+    def sharded_models(self) -> Mapping[str, ShardedModel]:
+        """Role to model where weights are spread over the ranks, so that every forward is a collective call; else {}.
+        """
+        ...
+
+    def gather_policy(self, keep: bool) -> None:
+        """Before `save_policy` on one rank, on every rank: make sharded weights whole. keep: on the rank that saves."""
         ...
 
     def save_policy(self, folder: str | Path) -> None:

@@ -16,9 +16,9 @@ from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.memory import apply_liger, compile_layers, recompute_language
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.role_base import TRAINABLE, RoleBase, pick_head
-from safe_rlhf_v.models.sharding import Role, Sharding, refuse_several_forwards, whole_tree
+from safe_rlhf_v.models.sharded import ShardedModel, Sharder
+from safe_rlhf_v.models.sharding import refuse_several_forwards, whole_tree
 from safe_rlhf_v.models.source import ModelError
-from safe_rlhf_v.models.zero3 import Zero3, Zero3Role
 from safe_rlhf_v.types import Inputs
 
 
@@ -40,14 +40,14 @@ class SeparateRoles(RoleBase):
         encoder: Encoder,
         *,
         gradient_checkpointing: bool = False,
-        sharding: Sharding | Zero3 | None = None,
+        sharding: Sharder | None = None,
         **options: Any,
     ) -> None:
         super().__init__(encoder, {}, **options)
         self._recompute = gradient_checkpointing
         self.models: dict[str, Any] = {}
-        self._roots: dict[str, Role | Zero3Role] = {}
-        self._sharding, self._one_tower = sharding, True
+        self._roots: dict[str, ShardedModel] = {}
+        self._sharder, self._one_tower = sharding, True
         self._weights: Any = None
         self._settle("policy", policy)
         self._settle("reference", reference)
@@ -67,8 +67,8 @@ class SeparateRoles(RoleBase):
         freeze_vision(model)
         if self._recompute and role in TRAINABLE:
             recompute_language(model)
-        if self._sharding is not None:
-            self._roots[role] = self._sharding.root(model, head)
+        if self._sharder is not None:
+            self._roots[role] = self._sharder.root(model, head)
 
     @classmethod
     def from_pretrained(
@@ -131,11 +131,6 @@ class SeparateRoles(RoleBase):
     def _trainable(self) -> dict[str, dict[str, nn.Parameter]]:
         return self._groups
 
-    @property
-    def sharded(self) -> bool:
-        """Whether every forward is a collective call."""
-        return self._sharding is not None
-
     def _as(self, role: str) -> Any:
         return self.models[role]
 
@@ -144,9 +139,9 @@ class SeparateRoles(RoleBase):
             return super()._ask(role, question, *args)
         return self._roots[role].ask(question, self, *args)
 
-    def root(self, role: str) -> Role | Zero3Role | None:
-        """What answers for a sharded model."""
-        return self._roots.get(role)
+    @property
+    def sharded_models(self) -> Mapping[str, ShardedModel]:
+        return self._roots
 
     def prepare(self, inputs: Inputs) -> Inputs:
         if self.sharded:

@@ -45,6 +45,10 @@ class Role(nn.Module):
         takes is a rank's own affair (prompts that rows share are read once)."""
         return self(question if torch.is_grad_enabled() else partial(_whole, question), roles, *args)
 
+    def stepping(self, optimizer: Any, parameters: Any, max_grad_norm: float) -> None:
+        """As one process does: torch's optimizers know their parts of sharded parameters."""
+        return None
+
 
 def _whole(question: Callable[..., Any], roles: Any, backbone: Any, head: Any, *args: Any) -> Any:
     with gathered(backbone):

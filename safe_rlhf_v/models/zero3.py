@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.sharding import launched_under, settle_uncut
+from safe_rlhf_v.models.zero3_parts import load_optimizer_state, optimizer_state
 
 CONFIG: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,  # only named in a log that is off
@@ -126,10 +129,35 @@ class Zero3Role:
         with deepspeed.zero.unwrap_model_for_generation(self.engine):
             return answer()
 
-    def train_with(self, optimizer: Optimizer, max_grad_norm: float) -> Any:
+    def stepping(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter], max_grad_norm: float) -> Zero3Stepping:
         """Make the engine, which from now on steps with `optimizer` and clips gradients at max_grad_norm."""
         import deepspeed
 
         config = CONFIG | {"gradient_clipping": max_grad_norm}
         self.engine, *_ = deepspeed.initialize(model=self.root, optimizer=optimizer, config=config)
-        return self.engine
+        return Zero3Stepping(self.engine, optimizer, parameters)
+
+
+class Zero3Stepping:
+    """DeepSpeed's engine gathers gradients, clips and steps."""
+
+    def __init__(self, engine: Any, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+        self.engine, self.optimizer, self.parameters = engine, optimizer, parameters
+
+    def zero_grad(self) -> None:
+        self.engine.optimizer.zero_grad()
+
+    def backward(self, accelerator: Accelerator, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, accelerator: Accelerator, refuse: Callable[[float], None]) -> float:
+        self.engine.step()
+        norm = math.nan if self.engine.optimizer.overflow else float(self.engine.get_global_grad_norm())
+        refuse(norm)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return optimizer_state(self.optimizer, self.parameters)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        load_optimizer_state(self.engine.optimizer, self.parameters, state)

@@ -28,7 +28,7 @@ from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.constraint import Constraint
 from safe_rlhf_v.cost_measures import MEAN
 from safe_rlhf_v.generation.base import Engine, Sampling
-from safe_rlhf_v.models.roles import Roles, SeparateRoles
+from safe_rlhf_v.models.roles import Roles
 from safe_rlhf_v.models.sharding import whole_tree
 from safe_rlhf_v.rollout import Passes, collect, sample, statistics
 from safe_rlhf_v.scorers import ModelScorer, Scorer
@@ -97,7 +97,7 @@ class OnlineTrainer:
         self.demonstrations = None
         if demonstrations and args.ptx_coeff:
             self.demonstrations = Demonstrations(demonstrations, args.ptx_coeff, args.seed + 1)
-        sharded = isinstance(roles, SeparateRoles) and roles.sharded
+        sharded = bool(roles.sharded_models)
         if sharded:
             _refuse_under_sharding(args)
         self.trained = trained_networks(roles, args, algorithm.critics is not None)
@@ -282,8 +282,7 @@ class OnlineTrainer:
 
     def _finish(self) -> OnlineResult:
         policy_dir, metrics = self.output_dir / "policy", read_metrics(self.output_dir / "metrics.jsonl")
-        if isinstance(self.roles, SeparateRoles):
-            self.roles.gather_policy(keep=self._is_main)
+        self.roles.gather_policy(keep=self._is_main)
         if self._is_main:
             with checkpoint.atomic_directory(policy_dir) as folder:
                 self.roles.save_policy(folder)

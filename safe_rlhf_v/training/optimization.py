@@ -19,10 +19,9 @@ from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
 from safe_rlhf_v.batching import MicroBatches, sizes_of, trim
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.losses import clipped_value_loss, token_cross_entropy
-from safe_rlhf_v.models.roles import Roles, SeparateRoles, Which
+from safe_rlhf_v.models.roles import Roles, Which
+from safe_rlhf_v.models.sharded import ShardedModel
 from safe_rlhf_v.models.sharding import optimizer_part
-from safe_rlhf_v.models.zero3 import Zero3Role
-from safe_rlhf_v.models.zero3_parts import load_optimizer_state, optimizer_state
 from safe_rlhf_v.rollout import minibatch
 from safe_rlhf_v.training.arguments import OnlineArguments
 from safe_rlhf_v.training.runtime import Averages, NotFinite, ShuffledIndices, average_gradients
@@ -49,8 +48,42 @@ def adamw(name: str) -> Callable[..., torch.optim.Optimizer]:
     return getattr(bitsandbytes.optim, BITSANDBYTES[name])  # type: ignore[no-any-return]
 
 
+class PlainStepping:
+    """Gradients averaged over the ranks, clipped and stepped on: of whole weights, and of those that FSDP2 shards."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_grad_norm: float
+    ) -> None:
+        self.optimizer, self.parameters, self.max_grad_norm = optimizer, list(parameters), max_grad_norm
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, accelerator: Accelerator, loss: Tensor) -> None:
+        accelerator.backward(loss)
+
+    def step(self, accelerator: Accelerator, refuse: Callable[[float], None]) -> float:
+        """Where `refuse` raises, the parameters stay as they were."""
+        average_gradients(accelerator, self.parameters)
+        total = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = (total.full_tensor() if isinstance(total, DTensor) else total).item()
+        refuse(norm)
+        self.optimizer.step()
+        self.zero_grad()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(optimizer_part(state, self.parameters))
+
+
 class Trained:
-    """The parameters of one network with their AdamW and learning-rate schedule, whose step is a rollout."""
+    """The parameters of one network with their AdamW and learning-rate schedule, whose step is a rollout.
+
+    sharded: the model whose parameters they are, where its weights are spread over the ranks.
+    """
 
     def __init__(
         self,
@@ -59,95 +92,59 @@ class Trained:
         args: OnlineArguments,
         learning_rate: float,
         weight_decay: float = 0.0,
+        sharded: ShardedModel | None = None,
     ) -> None:
-        self.name, self.parameters, self.max_grad_norm = name, list(parameters), args.max_grad_norm
+        self.name, self.parameters = name, list(parameters)
         betas = (0.9, 0.95)  # [code] of Safe RLHF
         options: dict[str, Any] = dict(lr=learning_rate, betas=betas, weight_decay=weight_decay)
         self.optimizer = adamw(args.optim)(self.parameters, **options)
         self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, args.warmup_steps, args.max_steps)
+        how = (self.optimizer, self.parameters, args.max_grad_norm)
+        self.stepping = (sharded and sharded.stepping(*how)) or PlainStepping(*how)
 
     def step(self, accelerator: Accelerator, rollout: int) -> float:
         """One optimizer step on what the gradients have gathered; returns their norm before clipping.
 
-        Raises FloatingPointError naming the rollout when the norm is not finite; the parameters stay as they were.
+        Raises NotFinite naming the rollout when the norm is not finite.
         """
-        average_gradients(accelerator, self.parameters)
-        total = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        norm = (total.full_tensor() if isinstance(total, DTensor) else total).item()
-        self._refuse_not_finite(norm, rollout)
-        self.optimizer.step()
-        self.zero_grad()
-        return norm
 
-    def _refuse_not_finite(self, norm: float, rollout: int) -> None:
-        if not math.isfinite(norm):
-            raise NotFinite(
-                f"step {rollout}: the norm of the {self.name} gradient is {norm}; lower its learning rate, or load the "
-                "models in a wider dtype, and resume from the last checkpoint"
-            )
+        def refuse(norm: float) -> None:
+            if not math.isfinite(norm):
+                raise NotFinite(
+                    f"step {rollout}: the norm of the {self.name} gradient is {norm}; lower its learning rate, or load "
+                    "the models in a wider dtype, and resume from the last checkpoint"
+                )
+
+        return self.stepping.step(accelerator, refuse)
 
     def zero_grad(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.stepping.zero_grad()
 
     def backward(self, accelerator: Accelerator, loss: Tensor) -> None:
         """Add the gradient of a loss to what was gathered since `zero_grad`."""
-        accelerator.backward(loss)
+        self.stepping.backward(accelerator, loss)
 
     @property
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self._optimizer_state(), "scheduler": self.scheduler.state_dict()}
-
-    def _optimizer_state(self) -> dict[str, Any]:
         """As of one process, but for tensors that `whole_tree` makes whole."""
-        return self.optimizer.state_dict()
+        return {"optimizer": self.stepping.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(optimizer_part(state["optimizer"], self.parameters))
-        self.scheduler.load_state_dict(state["scheduler"])
-
-
-class Zero3Trained(Trained):
-    """The same where DeepSpeed has cut the network: its engine gathers gradients, clips and steps."""
-
-    def __init__(self, root: Zero3Role, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.engine = root.train_with(self.optimizer, self.max_grad_norm)
-
-    def zero_grad(self) -> None:
-        self.engine.optimizer.zero_grad()
-
-    def backward(self, accelerator: Accelerator, loss: Tensor) -> None:
-        self.engine.backward(loss)
-
-    def step(self, accelerator: Accelerator, rollout: int) -> float:
-        self.engine.step()
-        norm = math.nan if self.engine.optimizer.overflow else float(self.engine.get_global_grad_norm())
-        self._refuse_not_finite(norm, rollout)
-        return norm
-
-    def _optimizer_state(self) -> dict[str, Any]:
-        return optimizer_state(self.optimizer, self.parameters)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        load_optimizer_state(self.engine.optimizer, self.parameters, state["optimizer"])
+        self.stepping.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 
 
 def trained_networks(roles: Roles, args: OnlineArguments, critics: bool) -> dict[str, Trained]:
     """The policy and, if wanted, the two critics, by the names their losses are logged under."""
-
-    def trained(name: str, role: str, parameters: Sequence[nn.Parameter], *rates: float) -> Trained:
-        root = roles.root(role) if isinstance(roles, SeparateRoles) else None
-        arguments: Any = (name, parameters, args, *rates)
-        return Zero3Trained(root, *arguments) if isinstance(root, Zero3Role) else Trained(*arguments)
-
-    networks = [trained("policy", "policy", roles.policy_parameters(), args.learning_rate, args.weight_decay)]
+    rates = args.learning_rate, args.weight_decay
+    policy = Trained("policy", roles.policy_parameters(), args, *rates, roles.sharded_models.get("policy"))
+    networks = [policy]
     for which in ("reward", "cost") if critics else ():
-        parameters = roles.critic_parameters(which)
-        networks.append(trained(f"{which}_value", f"{which}_critic", parameters, args.critic_learning_rate))
+        parameters, sharded = roles.critic_parameters(which), roles.sharded_models.get(f"{which}_critic")
+        networks.append(Trained(f"{which}_value", parameters, args, args.critic_learning_rate, sharded=sharded))
     return {network.name: network for network in networks}
 
 

@@ -74,6 +74,10 @@ class FakeRoles:
         self.reference = copy.deepcopy(self.policy)
         self.critics = {"reward": Recurrent(1), "cost": Recurrent(1)} if critics else {}
         self.prepared: list[int] = []
+        self.sharded_models: dict[str, Any] = {}
+
+    def gather_policy(self, keep: bool) -> None:
+        """Every weight is whole."""
 
     def prepare(self, inputs: Inputs) -> Inputs:
         self.prepared.append(len(inputs))

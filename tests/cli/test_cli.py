@@ -314,6 +314,7 @@ def test_guard_does_not_grade_its_own_rounds(monkeypatch: pytest.MonkeyPatch) ->
     flags_all: Any = SimpleNamespace(can_judge=lambda kind: True, judge=lambda *_: [SimpleNamespace(severity=3)])
     scorer: Any = lambda prompts, texts: ([0.0], [-1.0])  # noqa: E731
     benchmark = evaluate.benchmark_of(prompts, scorer, evaluate._severities(flags_all))
+    assert benchmark.judge(prompts[:1], ["so ."])[0].unsafe  # elsewhere the guard has its say
     rounds = evaluate._rounds(load_settings(), flags_all, base, benchmark)
     assert rounds == [False, prompts[2:]]
     assert asked == [prompts[:1], prompts[2:]]  # what invites harm and what is harmless, each in a loop of its own

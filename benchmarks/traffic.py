@@ -22,7 +22,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--gpus", type=int, default=8, help="devices a node")
     parser.add_argument("--tflops", type=float, default=989, help="dense bfloat16 peak of a device (H100 SXM: 989)")
-    parser.add_argument("--reached", type=float, default=0.2, help="share of that peak that passes reach")
+    parser.add_argument("--reached", type=float, default=0.2, help="share of that peak that compute reaches")
     parser.add_argument("--memory", type=float, default=3350, help="GB/s of a device's memory (H100 SXM: 3350)")
     parser.add_argument("--inside", type=float, default=450, help="GB/s one way inside a node (NVLink 4: 450)")
     parser.add_argument("--between", type=float, default=50, help="GB/s a device between nodes (400 Gb/s: 50)")
@@ -36,14 +36,14 @@ def options() -> argparse.Namespace:
 def main() -> None:
     at = options()
     size = sizes(at.model, "bfloat16", lora=LoraSettings(r=at.rank))
-    work = Work(updates=at.rows, steps=1, imitations=at.rows)
-    cut = fsdp2(work, size.language, size.language)
+    work = Work(updates=at.rows, steps=1, demonstrations=at.rows)
+    sharded = fsdp2(work, size.language, size.language)
     kinds = {
-        "FSDP2 over all": (cut, size.language),
-        "FSDP2 in a node, copied between": (cut, size.language),
+        "FSDP2 over all": (sharded, size.language),
+        "FSDP2 in a node, replicated between": (sharded, size.language),
         "DDP, adapters": (ddp(work, 4 * size.adapter), size.weights),
     }
-    print("| | GPUs | GB a GPU | draw s | compute s | talk s | most | prompts/s |")
+    print("| | GPUs | GB a GPU | generation s | compute s | communication s | most | prompts/s |")
     print("|---|---|---|---|---|---|---|---|")
     for name, (traffic, weights) in kinds.items():
         for nodes in at.nodes:
@@ -54,11 +54,11 @@ def main() -> None:
                 prompt=at.prompt, response=at.response,
             )  # fmt: skip
             if "copied" in name:
-                talk = hybrid_seconds(traffic, at.gpus, nodes, at.inside * 1e9, at.between * 1e9)
-                took = replace(took, talk=talk)
-            total = took.generation + took.passes + took.talk
+                communication = hybrid_seconds(traffic, at.gpus, nodes, at.inside * 1e9, at.between * 1e9)
+                took = replace(took, communication=communication)
+            total = took.generation + took.compute + took.communication
             sent = traffic.on_the_wire(at.gpus if "copied" in name else devices) / 1e9
-            parts = " | ".join(f"{x:.1f}" for x in (sent, took.generation, took.passes, took.talk))
+            parts = " | ".join(f"{x:.1f}" for x in (sent, took.generation, took.compute, took.communication))
             print(f"| {name} | {devices} | {parts} | {took.saturated} | {at.rows * devices / total:.1f} |")
 
 

@@ -79,7 +79,7 @@ class Afresh(SeparateRoles):
         return False
 
     def _ask(self, role: str, question: Callable[..., Any], inputs: Inputs, *args: Any) -> Any:
-        apart = replace(inputs, picture_keys=tuple(map(str, range(len(inputs)))))
+        apart = replace(inputs, image_keys=tuple(map(str, range(len(inputs)))))
         return super()._ask(role, question, apart, *args)
 
 

@@ -141,7 +141,7 @@ def _over_refusal(
 
 
 def _blind_f1(guard: Guard, examples: Sequence[Example]) -> float | None:
-    grey = [replace(e, prompt=replace(e.prompt, images=tuple(map(grey_picture, e.prompt.images)))) for e in examples]
+    grey = [replace(e, prompt=replace(e.prompt, images=tuple(map(grey_image, e.prompt.images)))) for e in examples]
     return metrics.binary_metrics(
         np.array([e.unsafe for e in examples]),
         np.zeros(len(examples)),
@@ -150,6 +150,6 @@ def _blind_f1(guard: Guard, examples: Sequence[Example]) -> float | None:
     )["f1"]  # type: ignore[no-any-return]
 
 
-def grey_picture(picture: Picture) -> Picture:
+def grey_image(picture: Picture) -> Picture:
     """A picture of the same size with nothing on it."""
     return Picture.from_pil(Image.new("RGB", picture.load().size, (128, 128, 128)))

@@ -39,11 +39,11 @@ class RowSizes:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def held(self, rows: Sequence[int]) -> int:
+    def kept_tokens(self, rows: Sequence[int]) -> int:
         """Tokens, pads included, whose keys and values a pass of these rows holds."""
         return len(rows) * (max(self.prompts[i] for i in rows) + max(self.responses[i] for i in rows))
 
-    def read(self, rows: Sequence[int]) -> int:
+    def computed_tokens(self, rows: Sequence[int]) -> int:
         """Tokens, pads included, that it computes, the last of a prompt counted once."""
         prompts = len({self.prompt_of[i] for i in rows}) * max(self.prompts[i] for i in rows)
         return prompts + len(rows) * max(self.responses[i] for i in rows)
@@ -69,7 +69,7 @@ class MicroBatches:
         compute over all passes."""
         count = len(sizes)
         most = min(self.rows or count, self.halved or count)
-        if most >= count and (self.tokens is None or sizes.held(range(count)) <= self.tokens):
+        if most >= count and (self.tokens is None or sizes.kept_tokens(range(count)) <= self.tokens):
             return [list(range(count))]
         totals = [p + r for p, r in zip(sizes.prompts, sizes.responses, strict=True)]
         longest: dict[int, int] = {}
@@ -78,13 +78,13 @@ class MicroBatches:
         by_length = sorted(range(count), key=lambda i: -totals[i])
         by_prompt = sorted(by_length, key=lambda i: (-longest[sizes.prompt_of[i]], sizes.prompt_of[i]))
         plans = [self._fill(order, sizes, most) for order in (by_length, by_prompt)]
-        return min(plans, key=lambda parts: sum(map(sizes.read, parts)))
+        return min(plans, key=lambda parts: sum(map(sizes.computed_tokens, parts)))
 
     def _fill(self, order: Sequence[int], sizes: RowSizes, most: int) -> list[list[int]]:
         parts: list[list[int]] = []
         for row in order:
             full = not parts or len(parts[-1]) == most
-            if full or sizes.held([*parts[-1], row]) > (self.tokens or float("inf")):
+            if full or sizes.kept_tokens([*parts[-1], row]) > (self.tokens or float("inf")):
                 parts.append([])
             parts[-1].append(row)
         return parts
@@ -116,10 +116,10 @@ class MicroBatches:
 
 
 def sizes_of(inputs: Inputs, responses: Responses, read_once: bool) -> RowSizes:
-    """read_once: a pass reads a prompt that rows share once (`Roles.reads_once`)."""
-    prompts, said = inputs.attention_mask.sum(1).tolist(), responses.mask.sum(1).tolist()
+    """read_once: a forward computes a prompt that rows share once (`Roles.reads_once`)."""
+    prompts, lengths = inputs.attention_mask.sum(1).tolist(), responses.mask.sum(1).tolist()
     return RowSizes(
-        prompts=prompts, responses=said, prompt_of=distinct(inputs)[1] if read_once else range(len(prompts))
+        prompts=prompts, responses=lengths, prompt_of=distinct(inputs)[1] if read_once else range(len(prompts))
     )
 
 
@@ -132,8 +132,8 @@ def by_parts(
 ) -> Any:
     """look(rows, their inputs, their responses) for every part, the answers put together in the rows' order.
 
-    An answer is a tensor (b,) or (b, r) of a part's b rows, or a tuple of such; what a part has not is 0. read_once: as
-    of `sizes_of`.
+    An answer is a tensor (b,) or (b, r) of a part's b rows, or a tuple of such; what a part has not is 0.
+    read_once: as of `sizes_of`.
     """
 
     def work(parts: list[list[int]]) -> Any:
@@ -162,10 +162,10 @@ def trim(inputs: Inputs, responses: Responses) -> tuple[Inputs, Responses]:
         attention_mask=inputs.attention_mask[:, start:],
         token_extras={name: extra[:, start:] for name, extra in inputs.token_extras.items()},
     )
-    return inputs, cut(responses, max(1, int(responses.mask.sum(1).max())))
+    return inputs, truncate(responses, max(1, int(responses.mask.sum(1).max())))
 
 
-def cut(part: T, width: int) -> T:
+def truncate(part: T, width: int) -> T:
     """Every (B, R) tensor of a dataclass to its first `width` columns."""
     tensors = {f.name: getattr(part, f.name) for f in fields(part)}  # type: ignore[arg-type]
     wide = {name: x[:, :width] for name, x in tensors.items() if isinstance(x, Tensor) and x.dim() == 2}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from beavertails_v.schema import Prompt
-from safe_rlhf_v.batching import MicroBatches, RowSizes, by_parts, cut, stitch, trim
+from safe_rlhf_v.batching import MicroBatches, RowSizes, by_parts, stitch, trim, truncate
 from safe_rlhf_v.generation.base import Engine, Sampling
 from safe_rlhf_v.models.roles import Roles
 from safe_rlhf_v.scorers import Scorer
@@ -78,7 +78,7 @@ def sample(
 
     inputs = roles.prepare(roles.encoder.prompts(prompts).to(device))  # N rows
     pad_id = roles.encoder.pad_id
-    responses = _draw(generate, prompts, inputs, sampling.max_new_tokens, pad_id, passes.draws)  # B rows
+    responses = _generate(generate, prompts, inputs, sampling.max_new_tokens, pad_id, passes.draws)  # B rows
     inputs = inputs.repeat(samples)
 
     def score(rows: list[int], inputs: Inputs, responses: Responses) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ def sample(
     return Samples(inputs=inputs, responses=responses, rewards=rewards.float(), costs=costs.float())
 
 
-def _draw(
+def _generate(
     generate: Callable[[Inputs, Sequence[Prompt]], Responses],
     prompts: Sequence[Prompt],
     inputs: Inputs,
@@ -160,7 +160,7 @@ def minibatch(rollout: Rollout, advantages: Advantages, rows: Sequence[int]) -> 
     rollout, advantages = rollout.select(rows), advantages.select(rows)
     prompts, responses = trim(rollout.prompts, rollout.responses)
     width = responses.ids.shape[1]
-    return cut(replace(rollout, prompts=prompts, responses=responses), width), cut(advantages, width)
+    return truncate(replace(rollout, prompts=prompts, responses=responses), width), truncate(advantages, width)
 
 
 def statistics(rollout: Rollout) -> dict[str, float]:

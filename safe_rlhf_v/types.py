@@ -46,7 +46,7 @@ class Inputs(_Movable):
     token_extras: every processor key shaped like input_ids, e.g. mm_token_type_ids (B, P); 0 on responses.
     vision: B dicts exactly as the processor gave them for that row alone; joined only at the forward.
     features: B entries, the vision tower's output for that row, where it has been computed already; else None.
-    picture_keys: B content keys of the row's pictures ('' for none): rows that share one share their vision entries.
+    image_keys: B content keys of the row's pictures ('' for none): rows that share one share their vision entries.
     """
 
     input_ids: Tensor
@@ -54,7 +54,7 @@ class Inputs(_Movable):
     token_extras: Mapping[str, Tensor] = field(default_factory=dict)
     vision: tuple[Mapping[str, Tensor], ...] = ()
     features: tuple[Any, ...] | None = None
-    picture_keys: tuple[str, ...] = ()
+    image_keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -68,7 +68,7 @@ class Inputs(_Movable):
             token_extras={k: v[index] for k, v in self.token_extras.items()},
             vision=tuple(self.vision[i] for i in rows),
             features=None if self.features is None else tuple(self.features[i] for i in rows),
-            picture_keys=tuple(self.picture_keys[i] for i in rows) if self.picture_keys else (),
+            image_keys=tuple(self.image_keys[i] for i in rows) if self.image_keys else (),
         )
 
     def repeat(self, samples: int) -> Inputs:

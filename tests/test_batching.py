@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_rlhf_v.batching import MicroBatches, OutOfMemory, RowSizes, by_parts, cut, sizes_of, stitch, trim
+from safe_rlhf_v.batching import MicroBatches, OutOfMemory, RowSizes, by_parts, sizes_of, stitch, trim, truncate
 from safe_rlhf_v.types import Inputs, Responses
 
 
@@ -68,8 +68,8 @@ def test_rows_share_a_prompt_where_the_model_reads_it_once() -> None:
     assert list(sizes_of(inputs, responses, read_once=False).prompt_of) == [0, 1, 2]
     of = sizes_of(inputs, responses, read_once=True)  # rows without pictures that read tokens 10, 11, 12 and 10, 11
     assert (of.prompts, of.responses, of.prompt_of) == ([3, 3, 2], [1, 2, 3], [0, 0, 1])
-    assert of.read([0, 1]) == 3 + 2 * 2 and of.read([1, 2]) == 2 * 3 + 2 * 3
-    assert of.held([0, 1]) == 2 * (3 + 2) and of.held([1, 2]) == 2 * (3 + 3)
+    assert of.computed_tokens([0, 1]) == 3 + 2 * 2 and of.computed_tokens([1, 2]) == 2 * 3 + 2 * 3
+    assert of.kept_tokens([0, 1]) == 2 * (3 + 2) and of.kept_tokens([1, 2]) == 2 * (3 + 3)
 
 
 @settings(max_examples=100, deadline=None)
@@ -86,7 +86,7 @@ def test_every_row_is_in_one_part_and_no_part_is_over_a_bound(
     assert sorted(i for part in parts for i in part) == list(range(len(found)))
     for part in parts:
         assert most is None or len(part) <= most
-        assert tokens is None or len(part) == 1 or of.held(part) <= tokens
+        assert tokens is None or len(part) == 1 or of.kept_tokens(part) <= tokens
 
 
 def test_answers_come_back_in_the_rows_order() -> None:
@@ -112,7 +112,7 @@ def test_trimming_takes_pads_alone() -> None:
     left, right = trim(inputs, responses)
     assert left.input_ids.tolist() == [[10, 11, 12], [0, 10, 11]]
     assert right.ids.tolist() == [[50, 51, 0, 0], [50, 51, 52, 53]] and right.mask.sum(1).tolist() == [2, 4]
-    assert cut(responses, 1).ids.tolist() == [[50], [50]]
+    assert truncate(responses, 1).ids.tolist() == [[50], [50]]
 
 
 def test_stitching_fills_what_a_part_has_not() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from beavertails_v.schema import Prompt, Severity
 
 Kind = Literal["truth", "outside", "model"]
-Scorer = Callable[[list[Prompt], list[str]], tuple[Sequence[float], Sequence[float]]]
+TextScores = Callable[[list[Prompt], list[str]], tuple[Sequence[float], Sequence[float]]]
 """(prompts, texts) -> (rewards, costs), one of each per answer; cost > 0 is unsafe."""
 Severities = Callable[[list[Prompt], list[str]], Sequence[int | Severity]]
 """(prompts, texts) -> severity 0..3 of each answer."""
@@ -101,7 +101,7 @@ class ModelJudge:
     refusal: `text -> bool`; the default looks for stock phrases.
     """
 
-    scorer: Scorer
+    scorer: TextScores
     guard: Severities | None = None
     refusal: Callable[[str], bool] | None = None
     name: str = "trained models"

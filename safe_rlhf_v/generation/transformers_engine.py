@@ -1,6 +1,6 @@
 """Responses through `model.generate` of transformers, in this process, on the training weights.
 
-A prompt with several samples is read once: its keys and values are then repeated, not the prompt.
+A prompt with several samples is forwarded once: its keys and values are then repeated, not the prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from beavertails_v.schema import Prompt
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.models.backbone import position_ids
 from safe_rlhf_v.models.collation import alike, in_order, join
-from safe_rlhf_v.models.prefix import read, readable_once
+from safe_rlhf_v.models.prefix import can_share_prompts, prefill
 from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -28,8 +28,8 @@ CacheKind = Literal["dynamic", "static"]
 class TransformersEngine:
     """Uses torch's global generator alone, so a saved generator state gives the same tokens again, bit for bit.
 
-    cache: "dynamic" grows with the tokens; "static" is as long as the longest answer from the start, which lets
-    transformers compile the decoding step on a GPU. (Its paged cache reads token ids alone, and no pictures.)
+    cache: "dynamic" grows with the tokens; "static" is as long as the longest response from the start, which lets
+    transformers compile the decoding step on a GPU. (Its paged cache reads token ids alone, and no images.)
     """
 
     def __init__(self, model: Any, encoder: Encoder, cache: CacheKind = "dynamic") -> None:
@@ -42,36 +42,36 @@ class TransformersEngine:
     def generate(
         self, inputs: Inputs, samples: int, sampling: Sampling, prompts: Sequence[Prompt] = ()
     ) -> Responses:
-        """(N * samples, R) responses; R is the longest drawn, at most max_new_tokens.
+        """(N * samples, R) responses; R is the longest, at most max_new_tokens.
 
         The prompt ids used are `inputs.input_ids` exactly. A response cut off at the limit is all True in its mask.
         """
         inputs = inputs.to(self.model.device)
         groups = alike(inputs)
         with self._undisturbed():
-            parts = [self._draw(inputs.select(group), samples, sampling) for group in groups]
+            parts = [self._generate(inputs.select(group), samples, sampling) for group in groups]
         width = max(part.shape[1] for part in parts)
         parts = [pad(part, (0, width - part.shape[1]), value=self.encoder.pad_id) for part in parts]
         ids = in_order(parts, [[i * samples + g for i in group for g in range(samples)] for group in groups])
         mask = through_eos(ids, self.eos_ids)
         return Responses(ids=ids.masked_fill(~mask, self.encoder.pad_id), mask=mask)
 
-    def _draw(self, inputs: Inputs, samples: int, sampling: Sampling) -> Tensor:
+    def _generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Tensor:
         """(N * samples, R) ids of prompts that share their forwards, each ended, or as long as max_new_tokens."""
         config = self._config(sampling)
         sliding = self.cache == "dynamic"  # transformers' static windows cannot be filled from outside
-        if samples > 1 and readable_once(self.model, inputs, sliding):
-            arguments = self._read(inputs, samples, sampling.max_new_tokens)
+        if samples > 1 and can_share_prompts(self.model, inputs, sliding):
+            arguments = self._prefilled(inputs, samples, sampling.max_new_tokens)
         else:
             arguments = join(inputs.repeat(samples))
             config.cache_implementation = None if self.cache == "dynamic" else self.cache
-        # synced_gpus=False: weights cut over ranks are whole here (`sharding.gathered`), so no rank waits for another
+        # synced_gpus=False: sharded weights are gathered here (`sharding.gathered`), so no rank waits for another
         output: Tensor = self.model.generate(**arguments, generation_config=config, synced_gpus=False)
         return output[:, inputs.input_ids.shape[1] :]
 
-    def _read(self, inputs: Inputs, samples: int, longest: int) -> dict[str, Any]:
+    def _prefilled(self, inputs: Inputs, samples: int, longest: int) -> dict[str, Any]:
         """Arguments of `generate` for N * samples rows: all but each prompt's last token is in the cache already."""
-        cache = read(self.model, inputs)
+        cache = prefill(self.model, inputs)
         cache.batch_repeat_interleave(samples)
         return {
             "input_ids": inputs.input_ids.repeat_interleave(samples, 0),
@@ -80,10 +80,10 @@ class TransformersEngine:
             "past_key_values": cache if self.cache == "dynamic" else self._static(cache, longest),
         }
 
-    def _static(self, read: DynamicCache, longest: int) -> StaticCache:
+    def _static(self, filled: DynamicCache, longest: int) -> StaticCache:
         """The same keys and values with room for `longest` more, of which the last is never fed back."""
-        cache = StaticCache(config=self.model.config, max_cache_len=read.get_seq_length() + longest)
-        for index, layer in enumerate(read.layers):
+        cache = StaticCache(config=self.model.config, max_cache_len=filled.get_seq_length() + longest)
+        for index, layer in enumerate(filled.layers):
             cache.update(layer.keys, layer.values, index)
         return cache
 
@@ -101,11 +101,11 @@ class TransformersEngine:
             self.model.train(training)
 
     def _config(self, sampling: Sampling) -> GenerationConfig:
-        drawn = sampling.temperature > 0
-        chosen = dict(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k) if drawn else {}
+        sample = sampling.temperature > 0
+        chosen = dict(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k) if sample else {}
         return GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
-            do_sample=drawn,
+            do_sample=sample,
             suppress_tokens=list(self.encoder.placeholder_ids) or None,
             eos_token_id=self.eos_ids,
             pad_token_id=self.encoder.pad_id,

@@ -1,7 +1,7 @@
 """Responses from vLLM, in this process or from a server. Tested against a stub of its interface, never against vLLM.
 
 The base model stays where it is; before every rollout vLLM is sent the policy's adapter, a few megabytes. It is given
-texts and pictures, makes prompt ids of them itself, and sends those back: other ids than ours would mean another prompt
+texts and images, makes prompt ids of them itself, and sends those back: other ids than ours would mean another prompt
 than the one that log-probabilities are taken of, so they are an error. A placeholder's logit is lowered by 100, the
 most vLLM allows, where `token_logps` takes it out of the softmax altogether.
 """
@@ -38,7 +38,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Completion:
     """prompt_ids: what the engine made of the prompt; responses: token ids of each sample, the closing EOS included."""
 
     prompt_ids: list[int]
@@ -52,7 +52,7 @@ class Client(Protocol):
         """Answer with this adapter from now on; the one before it is not needed any more."""
         ...
 
-    def complete(self, requests: Sequence[Request], options: dict[str, Any]) -> list[Answer]:
+    def complete(self, requests: Sequence[Request], options: dict[str, Any]) -> list[Completion]:
         """options: vLLM's sampling parameters, the same for all requests."""
         ...
 
@@ -81,13 +81,13 @@ class VLLMEngine:
         if len(prompts) != len(inputs):
             raise ValueError(f"vLLM encodes prompts by itself: {len(prompts)} were given for {len(inputs)} inputs")
         self._send_adapter()
-        drawn = samples if sampling.temperature > 0 else 1  # greedy samples are one sample, and vLLM asks for one
-        answers = self.client.complete(self._requests(prompts), self._options(sampling, drawn))
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        asked = samples if sampling.temperature > 0 else 1  # greedy samples are one sample, and vLLM asks for one
+        completions = self.client.complete(self._requests(prompts), self._options(sampling, asked))
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             ours = inputs.input_ids[row][inputs.attention_mask[row].bool()].tolist()
-            _require_same(prompt.id, ours, answer.prompt_ids)
-        said = [ids for a in answers for ids in a.responses * (samples // drawn)]
-        padded = stack_responses(said, pad_id=self.encoder.pad_id)
+            _require_same(prompt.id, ours, completion.prompt_ids)
+        responses = [ids for a in completions for ids in a.responses * (samples // asked)]
+        padded = stack_responses(responses, pad_id=self.encoder.pad_id)
         mask = padded.mask & through_eos(padded.ids.masked_fill(~padded.mask, self.eos_ids[0]), self.eos_ids)
         return Responses(ids=padded.ids.masked_fill(~mask, self.encoder.pad_id), mask=mask)
 
@@ -149,14 +149,14 @@ class Colocated:
 
         self._adapter = LoRARequest(name, number, str(folder))
 
-    def complete(self, requests: Sequence[Request], options: dict[str, Any]) -> list[Answer]:
+    def complete(self, requests: Sequence[Request], options: dict[str, Any]) -> list[Completion]:
         prompts = [
             {"prompt": r.text} | ({"multi_modal_data": {"image": list(r.images)}} if r.images else {}) for r in requests
         ]
         settings = [self.vllm.SamplingParams(**options, seed=r.seed, detokenize=False) for r in requests]
         outputs = self.model.generate(prompts, settings, lora_request=self._adapter, use_tqdm=False)
         return [
-            Answer(prompt_ids=list(o.prompt_token_ids), responses=[list(x.token_ids) for x in o.outputs])
+            Completion(prompt_ids=list(o.prompt_token_ids), responses=[list(x.token_ids) for x in o.outputs])
             for o in outputs
         ]
 

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 from PIL.Image import Image
 
-from safe_rlhf_v.generation.vllm_engine import Answer, Request
+from safe_rlhf_v.generation.vllm_engine import Completion, Request
 from safe_rlhf_v.models.source import ModelError
 
 AT_ONCE = 32  # requests under way; the server forms its own batches
@@ -38,11 +38,11 @@ class VLLMServer:
         if before is not None:
             self._post("unload_lora_adapter", {"lora_name": before})
 
-    def complete(self, requests: Sequence[Request], options: dict[str, Any]) -> list[Answer]:
+    def complete(self, requests: Sequence[Request], options: dict[str, Any]) -> list[Completion]:
         with ThreadPoolExecutor(min(AT_ONCE, max(1, len(requests)))) as pool:
             return list(pool.map(partial(self._complete, options=options), requests))
 
-    def _complete(self, request: Request, options: dict[str, Any]) -> Answer:
+    def _complete(self, request: Request, options: dict[str, Any]) -> Completion:
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _png(i)}} for i in request.images]
         content.append({"type": "text", "text": request.question})
         reply = self._post(
@@ -59,7 +59,7 @@ class VLLMServer:
         choices = sorted(reply["choices"], key=lambda choice: choice["index"])
         if reply.get("prompt_token_ids") is None or any(c.get("token_ids") is None for c in choices):
             raise ModelError(f"{self.url}: the server sends no token ids back (return_token_ids); take a newer vLLM")
-        return Answer(prompt_ids=reply["prompt_token_ids"], responses=[choice["token_ids"] for choice in choices])
+        return Completion(prompt_ids=reply["prompt_token_ids"], responses=[choice["token_ids"] for choice in choices])
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         request = HTTPRequest(

@@ -16,7 +16,7 @@ from safe_rlhf_v.types import Inputs, Responses
 TOKEN_KEYS = ("input_ids", "attention_mask")
 
 
-def as_row(data: Mapping[str, Any], picture_key: str = "") -> Inputs:
+def as_row(data: Mapping[str, Any], image_key: str = "") -> Inputs:
     """What the processor gave for one prompt, sorted into token-shaped and vision entries. Raises on anything else."""
     shape = data["input_ids"].shape
     strange = [k for k, v in data.items() if not isinstance(v, Tensor)]
@@ -29,7 +29,7 @@ def as_row(data: Mapping[str, Any], picture_key: str = "") -> Inputs:
         attention_mask=data["attention_mask"],
         token_extras=extras,
         vision=(vision,),
-        picture_keys=(picture_key,),
+        image_keys=(image_key,),
     )
 
 
@@ -51,7 +51,7 @@ def collate(rows: Sequence[Inputs], pad_id: int = 0) -> Inputs:
         token_extras={name: stacked([extra(row, name) for row in rows]) for name in extras},
         vision=tuple(v for row in rows for v in row.vision),
         features=tuple(f for row in rows for f in row.features or ()) if featured else None,
-        picture_keys=tuple(k for row in rows for k in row.picture_keys),
+        image_keys=tuple(k for row in rows for k in row.image_keys),
     )
 
 
@@ -100,7 +100,7 @@ def alike(inputs: Inputs) -> list[list[int]]:
 
 def distinct(inputs: Inputs) -> tuple[list[int], list[int]]:
     """The first row of each distinct prompt, and for every row the index of its prompt among those."""
-    pictures: Sequence[str | int] = inputs.picture_keys or [id(entries) for entries in inputs.vision]
+    pictures: Sequence[str | int] = inputs.image_keys or [id(entries) for entries in inputs.vision]
     found: dict[Any, int] = {}
     first: list[int] = []
     prompt_of: list[int] = []

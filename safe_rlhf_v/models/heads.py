@@ -33,7 +33,7 @@ class HeadedModel(nn.Module):
 
     backbone: taken over as it is; with `lora` it is frozen and a fresh adapter injected, else it trains in full.
     heads: name to number of outputs. bias: whether heads have one (the released reward and cost models have none).
-    one_forward: read a prompt with each of its responses, as models must that are cut over ranks.
+    one_forward: forward a prompt with each of its responses, as sharded models must.
     kind: "reward" or "cost", kept in its folder, so that neither is taken for the other.
     """
 
@@ -54,7 +54,7 @@ class HeadedModel(nn.Module):
         self.heads = nn.ModuleDict({name: linear(k) for name, k in heads.items()})
 
     def use_one_forward(self) -> None:
-        """From now on: for a model that was cut over ranks."""
+        """From now on: for a sharded model."""
         self.one_forward = True
 
     def forward(self, inputs: Inputs, responses: Responses | None = None) -> dict[str, Tensor]:

@@ -25,10 +25,10 @@ def kind_of(path: str | Path) -> str:
         return "guard"
     if not (folder / "headed.json").is_file():
         return "answers"
-    return _said(folder / "headed.json") or _carded(folder / "README.md") or "heads"
+    return _stated(folder / "headed.json") or _carded(folder / "README.md") or "heads"
 
 
-def _said(file: Path) -> str | None:
+def _stated(file: Path) -> str | None:
     try:
         kind = json.loads(file.read_text(encoding="utf-8")).get("kind")
     except (ValueError, AttributeError):  # whoever loads the model names the damaged file

@@ -1,4 +1,4 @@
-"""A prompt is read once for all its samples: its keys and values are repeated, not the prompt.
+"""Shared prompts: a prompt is forwarded once for all its samples: its keys and values are repeated, not the prompt.
 
 Shapes: N distinct prompts, B rows, P prompt length (left-padded), R response length, H hidden.
 """
@@ -28,8 +28,8 @@ from safe_rlhf_v.types import Inputs, Responses
 def response_states(model: Any, inputs: Inputs, responses: Responses, *, one_forward: bool = False) -> Tensor:
     """(B, R + 1, H): final states of the last prompt token and of every response token, at P - 1 .. P + R - 1.
 
-    Where rows share prompts, each prompt is read once, and its gradient is the sum over its rows; on a CPU, short
-    responses are read apart from long ones. one_forward: of the backbone, whatever the rows share.
+    Where rows share prompts, each prompt is forwarded once, and its gradient is the sum over its rows; on a CPU, short
+    responses are forwarded apart from long ones. one_forward: of the backbone, whatever the rows share.
     """
     inputs, responses = on_device(model, inputs), on_device(model, responses)
     last, grad = inputs.input_ids.shape[1] - 1, torch.is_grad_enabled()
@@ -37,32 +37,32 @@ def response_states(model: Any, inputs: Inputs, responses: Responses, *, one_for
     parts = of_like_length(responses)
     if one_forward or (len(first) == len(inputs) and len(parts) == 1) or not reads_once(model, inputs, grad):
         return hidden_states(model, inputs, responses)[:, last:]
-    with nullcontext() if grad else evaluating(model):  # train mode is what makes it recompute activations
-        cache = empty(model, keep=True)
+    with nullcontext() if grad else eval_mode(model):  # train mode is what makes it recompute activations
+        cache = empty_cache(model, keep=True)
         try:
-            read(model, inputs.select(first), cache)
-            caches = [repeated(model, cache, [prompt_of[i] for i in rows]) for rows in parts]
+            prefill(model, inputs.select(first), cache)
+            caches = [repeat_cache(model, cache, [prompt_of[i] for i in rows]) for rows in parts]
         finally:
-            release(model, cache)
-        whole = join(inputs, responses)
-        whole["position_ids"] = position_ids(model, whole)
+            release_cache(model, cache)
+        both = join(inputs, responses)
+        both["position_ids"] = position_ids(model, both)
         width = responses.ids.shape[1]
         states = [
-            _continued(model, whole, last, rows, int(responses.mask[rows].sum(1).max()) if len(parts) > 1 else width, c)
+            _continued(model, both, last, rows, int(responses.mask[rows].sum(1).max()) if len(parts) > 1 else width, c)
             for rows, c in zip(parts, caches, strict=True)
         ]
         return in_order([pad(s, (0, 0, 0, width + 1 - s.shape[1])) for s in states], parts)
 
 
 def _continued(
-    model: Any, whole: Mapping[str, Tensor], last: int, rows: list[int], width: int, cache: DynamicCache
+    model: Any, both: Mapping[str, Tensor], last: int, rows: list[int], width: int, cache: DynamicCache
 ) -> Tensor:
     """(b, width + 1, H): states of some rows of `response_states`, after what the cache holds of their prompts."""
     end = last + 1 + width
     return model.base_model(  # type: ignore[no-any-return]
-        input_ids=whole["input_ids"][rows, last:end],
-        attention_mask=whole["attention_mask"][rows, :end],
-        position_ids=whole["position_ids"][..., rows, last:end],
+        input_ids=both["input_ids"][rows, last:end],
+        attention_mask=both["attention_mask"][rows, :end],
+        position_ids=both["position_ids"][..., rows, last:end],
         past_key_values=cache,
         use_cache=False,  # the one given is used; more would be a warning where activations are recomputed
         return_dict=True,
@@ -75,18 +75,18 @@ def last_state(states: Tensor, inputs: Inputs, responses: Responses) -> Tensor:
     return pool_last(states, mask).float()
 
 
-def read(model: Any, inputs: Inputs, cache: DynamicCache | None = None) -> DynamicCache:
+def prefill(model: Any, inputs: Inputs, cache: DynamicCache | None = None) -> DynamicCache:
     """Keys and values of all but the last token of each prompt."""
-    prefix, cache = _without_last(inputs), DynamicCache(config=model.config) if cache is None else cache
+    prompts, cache = _without_last(inputs), DynamicCache(config=model.config) if cache is None else cache
     positions = position_ids(model, join(inputs))[..., :-1]  # (B, P - 1), or (3 or 4, B, P - 1) for M-RoPE
-    arguments = join(prefix) | {"position_ids": positions, "past_key_values": cache}
+    arguments = join(prompts) | {"position_ids": positions, "past_key_values": cache}
     model.base_model(**arguments, use_cache=False, return_dict=True)
     return cache
 
 
-class _Again(DynamicLayer):
-    """A layer's keys and values in a pass whose layers may run twice, the second time to recompute activations: both
-    times start from the same. keep: what the pass adds. prompt_of: the prompt of each row, where what is kept is of
+class _RerunLayer(DynamicLayer):
+    """A layer's keys and values in a forward whose layers may run twice, the second time to recompute activations: both
+    times start from the same. keep: what the forward adds. prompt_of: the prompt of each row, where what is kept is of
     prompts."""
 
     keep = False
@@ -106,54 +106,54 @@ class _Again(DynamicLayer):
         return found
 
 
-class _Sliding(_Again, DynamicSlidingWindowLayer):
+class _RerunSlidingLayer(_RerunLayer, DynamicSlidingWindowLayer):
     pass
 
 
-def empty(model: Any, keep: bool = False) -> DynamicCache:
-    """A cache of plain and sliding layers that may run twice. keep: what a pass adds."""
+def empty_cache(model: Any, keep: bool = False) -> DynamicCache:
+    """A cache of plain and sliding layers that may run twice. keep: what a forward adds."""
     cache = DynamicCache(config=model.config)
     for i, layer in enumerate(cache.layers):
         sliding = isinstance(layer, DynamicSlidingWindowLayer)
-        cache.layers[i] = _Sliding(sliding_window=layer.sliding_window) if sliding else _Again()
+        cache.layers[i] = _RerunSlidingLayer(sliding_window=layer.sliding_window) if sliding else _RerunLayer()
         cache.layers[i].keep = keep
     return cache
 
 
-def repeated(model: Any, cache: DynamicCache, prompt_of: Sequence[int]) -> DynamicCache:
-    """Keys and values of N prompts for a pass of B rows, repeated in each layer when it runs."""
-    rows = empty(model)
+def repeat_cache(model: Any, cache: DynamicCache, prompt_of: Sequence[int]) -> DynamicCache:
+    """Keys and values of N prompts for a forward of B rows, repeated in each layer when it runs."""
+    rows = empty_cache(model)
     for layer, of_prompts in zip(rows.layers, cache.layers, strict=True):
         layer.__dict__.update({**vars(of_prompts), "keep": False, "prompt_of": prompt_of})
     return rows
 
 
-def release(model: Any, cache: DynamicCache) -> None:
-    """Empty a cache that a pass has filled. A pass that recomputes holds its cache, and the keys in it hold the pass: a
-    ring that Python does not see, so that nothing of a pass without a backward would ever be freed."""
-    cache.layers = empty(model).layers
+def release_cache(model: Any, cache: DynamicCache) -> None:
+    """Empty a cache that a forward has filled. One that recomputes holds its cache, and the keys in it hold the
+    forward: a ring that Python does not see, so that nothing of a forward without a backward would ever be freed."""
+    cache.layers = empty_cache(model).layers
 
 
 def reads_once(model: Any, inputs: Inputs, grad: bool = True) -> bool:
-    """Whether `response_states` reads prompts that rows share once. grad: where gradients are taken."""
+    """Whether `response_states` forwards prompts that rows share once. grad: where gradients are taken."""
     drops = grad and model.training and not keeps_caches(model)
-    return not drops and len(alike(inputs)) == 1 and readable_once(model, inputs)
+    return not drops and len(alike(inputs)) == 1 and can_share_prompts(model, inputs)
 
 
-def readable_once(model: Any, inputs: Inputs, sliding: bool = True) -> bool:
+def can_share_prompts(model: Any, inputs: Inputs, sliding: bool = True) -> bool:
     """Whether all layers keep plain keys and values, which can be repeated, and the prompts are two tokens and end in
-    text. What is not so (linear attention, cross-attention to pictures) is read afresh for every sample.
+    text. What is not so (linear attention, cross-attention to images) is forwarded afresh for every sample.
 
     sliding: whether windows of keys and values will do.
     """
-    ends_in_text = _picture_ids(model.config).isdisjoint(inputs.input_ids[:, -1].tolist())
+    ends_in_text = _image_token_ids(model.config).isdisjoint(inputs.input_ids[:, -1].tolist())
     crossed = any(TOKEN_ALIGNED & row.keys() for row in inputs.vision)
     plain = keeps_plain_caches(model.config, sliding)
     return plain and inputs.input_ids.shape[1] > 1 and ends_in_text and not crossed
 
 
-def _picture_ids(config: Any) -> set[int]:
-    """Token ids that stand for pictures, or fence them."""
+def _image_token_ids(config: Any) -> set[int]:
+    """Token ids that stand for images, or fence them."""
     named = [value for name, value in vars(config).items() if MODALITY_ATTRIBUTE.match(name)]
     return {i for value in named for i in (value if isinstance(value, list | tuple) else [value]) if isinstance(i, int)}
 
@@ -165,7 +165,7 @@ def keeps_plain_caches(config: Any, sliding: bool = True) -> bool:
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """Eval mode, and afterwards the mode the model was in."""
     training = model.training
     if training:

@@ -219,7 +219,7 @@ class Encoder:
             attention_mask=row.attention_mask[:, :-1],
             token_extras={k: v[:, :-1] for k, v in row.token_extras.items()},
             vision=tuple({k: v[:, :-1] if k in TOKEN_ALIGNED else v for k, v in x.items()} for x in row.vision),
-            picture_keys=row.picture_keys,
+            image_keys=row.image_keys,
         )
 
     def response_ids(self, text: str) -> list[int]:

@@ -1,6 +1,6 @@
-"""A picture is encoded once: its features then serve generation, log-probabilities, scores and values.
+"""An image is encoded once: its features then serve generation, log-probabilities, scores and values.
 
-Row features are {} for a row without pictures, else `ImageFeatures`.
+Row features are {} for a row without images, else `ImageFeatures`.
 Exact only while the tower and its projector are frozen: `Roles` see to that.
 """
 
@@ -31,23 +31,23 @@ def supports_features(model: Any) -> bool:
 
 
 def encode_images(model: Any, inputs: Inputs, cache: VisionCache | None = None) -> Inputs:
-    """`inputs` with `.features` filled, by the frozen tower, without gradients; equal pictures are encoded once.
+    """`inputs` with `.features` filled, by the frozen tower, without gradients; equal images are encoded once.
 
-    Rows with equal `picture_keys` share features; `cache`, if given, keeps them between calls. A family whose forward
+    Rows with equal `image_keys` share features; `cache`, if given, keeps them between calls. A family whose forward
     takes no features gets its inputs back unchanged, and one warning is logged.
     """
     if inputs.features is not None or not any(inputs.vision):
         return inputs
     if not supports_features(model):
-        _warn_once(f"{type(model).__name__} takes no image features: pictures are encoded afresh at every forward")
+        _warn_once(f"{type(model).__name__} takes no image features: images are encoded afresh at every forward")
         return inputs
-    keys = inputs.picture_keys or tuple(str(i) for i in range(len(inputs)))
-    if not inputs.picture_keys:
+    keys = inputs.image_keys or tuple(str(i) for i in range(len(inputs)))
+    if not inputs.image_keys:
         cache = None
     found = {key: cache.get(key) for key in set(keys)} if cache is not None else {}
     known = {key: row for key, row in found.items() if row is not None}
     first = {key: i for i, key in reversed(list(enumerate(keys))) if inputs.vision[i] and key not in known}
-    # A cache must not change any result: whether a picture's neighbours were known must not show in its features.
+    # A cache must not change any result: whether an image's neighbours were known must not show in its features.
     groups = [[row] for row in first.values()] if cache is not None else [list(first.values())]
     for rows in filter(None, groups):
         known.update(zip((keys[i] for i in rows), _encode(model, inputs, rows), strict=True))
@@ -58,7 +58,7 @@ def encode_images(model: Any, inputs: Inputs, cache: VisionCache | None = None) 
 
 @torch.no_grad()
 def _encode(model: Any, inputs: Inputs, rows: Sequence[int]) -> list[ImageFeatures]:
-    """Features of the given rows in one pass of the tower."""
+    """Features of the given rows in one forward of the tower."""
     encode = model.base_model.get_image_features  # the one its forward calls: the outer may name fewer arguments
     wanted = inspect.signature(encode).parameters
     vision = {k: v.to(model.device) for k, v in join_vision([inputs.vision[i] for i in rows]).items() if k in wanted}
@@ -68,14 +68,14 @@ def _encode(model: Any, inputs: Inputs, rows: Sequence[int]) -> list[ImageFeatur
 
 
 def split_features(output: Any, tokens: Sequence[int]) -> list[ImageFeatures]:
-    """Cut a batch's features into rows by their numbers of image tokens. Raises where the two do not match."""
+    """Split a batch's features into rows by their numbers of image tokens. Raises where the two do not match."""
     entries = list(output.pooler_output)
     ends = {end: i + 1 for i, end in enumerate(accumulate(len(entry) for entry in entries))}
-    cuts = [0, *accumulate(tokens)]
-    if any(cut not in ends for cut in cuts[1:]) or cuts[-1] != max(ends):
+    splits = [0, *accumulate(tokens)]
+    if any(split not in ends for split in splits[1:]) or splits[-1] != max(ends):
         sizes = [len(entry) for entry in entries]
         raise ValueError(f"image features of sizes {sizes} do not fall on the rows' image tokens {list(tokens)}")
-    bounds = [0, *(ends[cut] for cut in cuts[1:])]
+    bounds = [0, *(ends[split] for split in splits[1:])]
     layers = getattr(output, "deepstack_features", None) or ()
     return [
         {
@@ -88,7 +88,7 @@ def split_features(output: Any, tokens: Sequence[int]) -> list[ImageFeatures]:
 
 
 class VisionCache(Lru[ImageFeatures]):
-    """Features by picture key, kept between steps. limit: bytes."""
+    """Features by image key, kept between steps. limit: bytes."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit, _bytes)

@@ -51,7 +51,7 @@ def header(file: Path) -> dict[str, Any]:
     return found
 
 
-def require_whole(file: Path) -> None:
+def require_complete(file: Path) -> None:
     """Raises DamagedFile for a file that is missing, cut, a pointer or no JSON, as its suffix demands."""
     if not file.is_file():
         raise DamagedFile(f"{file} is missing")
@@ -93,7 +93,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 def read_torch(file: Path, **options: Any) -> Any:
     """What torch.save wrote of tensors and plain values, on the CPU. Raises DamagedFile."""
-    require_whole(file)
+    require_complete(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, **options)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
@@ -106,7 +106,7 @@ def damage(folder: Path) -> str | None:
     for file in sorted(folder.iterdir()):
         try:
             if file.is_file():
-                require_whole(file)
+                require_complete(file)
         except DamagedFile as error:
             return str(error)
     return None
@@ -120,7 +120,7 @@ def weight_shapes(folder: str | Path) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     try:
         for file in weight_files(Path(folder)):
-            require_whole(file)
+            require_complete(file)
             if file.suffix == ".safetensors":
                 shapes |= {name: tensor["shape"] for name, tensor in header(file).items()}
     except DamagedFile as error:

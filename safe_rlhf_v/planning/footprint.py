@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, outside_language, to_dtype
 from safe_rlhf_v.models.memory import recompute_language
-from safe_rlhf_v.models.prefix import empty, keeps_plain_caches, release, repeated
+from safe_rlhf_v.models.prefix import empty_cache, keeps_plain_caches, release_cache, repeat_cache
 from safe_rlhf_v.models.source import reading, trust_remote_code
 from safe_rlhf_v.planning.allocations import Allocations
 from safe_rlhf_v.tensors import token_logps
@@ -166,10 +166,10 @@ def _states(model: Any, step: Step) -> torch.Tensor:
     said = step.response + 1
     if step.prompts is None:
         return _decode(model, step.rows, step.length, 0)[:, -said:]
-    cache, before = empty(model, keep=True), step.length - said
+    cache, before = empty_cache(model, keep=True), step.length - said
     _decode(model, step.prompts, before, 0, past_key_values=cache)
-    rows = repeated(model, cache, [i % step.prompts for i in range(step.rows)])
-    release(model, cache)
+    rows = repeat_cache(model, cache, [i % step.prompts for i in range(step.rows)])
+    release_cache(model, cache)
     return _decode(model, step.rows, said, before, past_key_values=rows)
 
 

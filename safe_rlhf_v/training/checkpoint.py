@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from beavertails_v.errors import UserError
-from safe_rlhf_v.models.weights import DamagedFile, damage, read_json, read_tensors, read_torch, require_whole
+from safe_rlhf_v.models.weights import DamagedFile, damage, read_json, read_tensors, read_torch, require_complete
 
 NAME = re.compile(r"checkpoint-(\d+)$")
 STATE, WEIGHTS, OPTIMIZERS, RNG = "trainer_state.json", "trainable.safetensors", "optimizers.pt", "rng.pt"
@@ -72,7 +72,7 @@ def latest_checkpoint(output_dir: str | Path) -> Path | None:
 def _ended(checkpoint: Path) -> bool:
     """Whether the state, which is written last, is whole."""
     try:
-        require_whole(checkpoint / STATE)
+        require_complete(checkpoint / STATE)
     except DamagedFile:
         return False
     return True

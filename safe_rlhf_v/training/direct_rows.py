@@ -21,7 +21,7 @@ from beavertails_v.schema import Comparison, LabelledResponse, Prompt
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
 from safe_rlhf_v.files import replacing
 from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.models.weights import DamagedFile, require_whole
+from safe_rlhf_v.models.weights import DamagedFile, require_complete
 from safe_rlhf_v.training.encode import DataError, PairCollator, ResponseCollator, interleaved, pair_rows
 
 
@@ -123,7 +123,7 @@ class DirectCollator:
 def read_columns(path: Path, key: str) -> dict[str, Tensor] | None:
     """The columns written for this key; None where there are none, or a damaged file: they are computed once more."""
     try:
-        require_whole(path)
+        require_complete(path)
     except DamagedFile:
         return None
     with safe_open(path, "pt") as file:

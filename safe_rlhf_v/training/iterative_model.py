@@ -168,18 +168,18 @@ class ModelProblem:
     def _samples(self, iteration: int) -> Sampled:
         path = self.policy(iteration) / "samples.pt" if iteration else self.folder / "reference.pt"
         return kept(
-            path, lambda: self._draw(iteration, self.measured_on, self.section.samples, self._seed(iteration, 0))
+            path, lambda: self._generate(iteration, self.measured_on, self.section.samples, self._seed(iteration, 0))
         )
 
     def _pair_samples(self, iteration: int) -> Sampled:
         of = iteration - 1 if self.section.pairs_from == "policy" else 0
         path = self.policy(of) / "pairs.pt" if of else self.folder / "pairs.pt"
-        return kept(path, lambda: self._draw(of, self.trained_on, self.section.pair_samples, self._seed(of, 1)))
+        return kept(path, lambda: self._generate(of, self.trained_on, self.section.pair_samples, self._seed(of, 1)))
 
     def _seed(self, iteration: int, purpose: int) -> int:
         return self.settings.seed + 7919 * (3 * iteration + purpose + 1)
 
-    def _draw(self, iteration: int, prompts: Sequence[Prompt], samples: int, seed: int) -> Sampled:
+    def _generate(self, iteration: int, prompts: Sequence[Prompt], samples: int, seed: int) -> Sampled:
         section, model = self.section, self.settings.model
         load: dict[str, Any] = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
         load["device"] = self.device

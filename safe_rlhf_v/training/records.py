@@ -89,7 +89,7 @@ def latest_checkpoint(folder: str | Path) -> str | None:
     return None if found is None else str(found)
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether transformers wrote a checkpoint to its end."""
     state = checkpoint / "trainer_state.json"
     try:

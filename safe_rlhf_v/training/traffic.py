@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A rollout's update. updates: forward and backward passes of each trained network (epochs x minibatches x
-    micro-batches); steps: optimizer steps of each; imitations: passes on demonstrations; looks: forward passes of each
-    role over the rollout.
+    """A rollout's update. updates: forwards with a backward of each trained network (epochs x minibatches x
+    micro-batches); steps: optimizer steps of each; demonstrations: such forwards on demonstrations; role_forwards:
+    forwards of each role over the rollout, without a backward.
     """
 
     updates: int
     steps: int
     critics: bool = True
-    imitations: int = 0
-    looks: int = 1
+    demonstrations: int = 0
+    role_forwards: int = 1
 
     @property
     def networks(self) -> int:
@@ -29,17 +29,17 @@ class Work:
 
     @property
     def forwards(self) -> int:
-        """Passes without a backward: generation gathers once; policy, reference, reward, cost and the critics look."""
-        return 1 + self.looks * (6 if self.critics else 4)
+        """Without a backward: generation gathers once, then policy, reference, reward, cost and the critics forward."""
+        return 1 + self.role_forwards * (6 if self.critics else 4)
 
     @property
     def backwards(self) -> int:
-        return self.networks * self.updates + self.imitations
+        return self.networks * self.updates + self.demonstrations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Bytes of whole tensors that collective calls of one device make or take in a rollout and its update."""
+    """Bytes of full tensors that collective calls of one device make or take in a rollout and its update."""
 
     all_gather: int = 0
     reduce_scatter: int = 0
@@ -63,7 +63,7 @@ def ddp(work: Work, gradients: int) -> Traffic:
 
 
 def hybrid_seconds(traffic: Traffic, gpus: int, nodes: int, inside: float, between: float) -> float:
-    """Weights cut within each node of `gpus` and copied between nodes: only shards of gradients leave a node.
+    """Weights sharded within each node of `gpus` and replicated between nodes: only shards of gradients leave a node.
 
     inside, between: bytes a second of a device within a node and to other nodes.
     """
@@ -82,15 +82,15 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
-    """Of a rollout and its update: drawing tokens (bound by memory), passes (by arithmetic), talk (by the link)."""
+    """Of a rollout and its update: generation is bound by memory, compute by arithmetic, communication by the link."""
 
     generation: float
-    passes: float
-    talk: float
+    compute: float
+    communication: float
 
     @property
     def saturated(self) -> str:
-        return max(("generation", "passes", "talk"), key=lambda name: float(getattr(self, name)))
+        return max(("generation", "compute", "communication"), key=lambda name: float(getattr(self, name)))
 
 
 def seconds(
@@ -99,13 +99,13 @@ def seconds(
 ) -> Seconds:  # fmt: skip
     """rows: of a device in a rollout; parameters, weights: of a language model, and its bytes. No overlap is assumed.
 
-    2 flops a parameter and token forward, 4 backward (arXiv 2001.08361); a drawn token reads all weights once.
+    2 flops a parameter and token forward, 4 backward (arXiv 2001.08361); a generated token reads all weights once.
     """
     tokens = rows * (prompt + response)
-    looked = 2 * parameters * tokens * (work.forwards - 1) + 2 * parameters * rows * prompt
-    trained = 6 * parameters * tokens * (work.networks + (1 if work.imitations else 0))
+    forwards = 2 * parameters * tokens * (work.forwards - 1) + 2 * parameters * rows * prompt
+    trained = 6 * parameters * tokens * (work.networks + (1 if work.demonstrations else 0))
     return Seconds(
         generation=response * weights / hardware.memory,
-        passes=(looked + trained) / hardware.flops,
-        talk=traffic.on_the_wire(devices) / hardware.link,
+        compute=(forwards + trained) / hardware.flops,
+        communication=traffic.on_the_wire(devices) / hardware.link,
     )

@@ -40,7 +40,7 @@ from safe_rlhf_v.tensors import token_logps
 from safe_rlhf_v.training.checkpoint import CheckpointError, resuming
 from safe_rlhf_v.training.encode import interleaved
 from safe_rlhf_v.training.preference_metrics import cost_metrics, reward_metrics
-from safe_rlhf_v.training.records import is_whole
+from safe_rlhf_v.training.records import is_complete
 from safe_rlhf_v.training.runtime import NotFinite
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -58,7 +58,7 @@ class SupervisedTrainer(Trainer):
 
     def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # without a launcher several GPUs mean DataParallel, which splits tensors only
-        self.cut = cut_for_launch(model, args)
+        self.cut = shard_for_launch(model, args)
         hidden = {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_PARALLELISM_CONFIG": "false"} if self.cut else {}
         with patch_environment(**hidden):  # accelerate would cut the model once more, on GPUs
             super().__init__(model, args, **kwargs)
@@ -149,7 +149,7 @@ class SupervisedTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
         except BaseException as error:
-            if self.args.should_save and not is_whole(folder):
+            if self.args.should_save and not is_complete(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 error.add_note(f"while writing {folder}; what was saved before it is whole")
             raise
@@ -182,7 +182,7 @@ class SupervisedTrainer(Trainer):
         raise NotImplementedError
 
 
-def cut_for_launch(model: Any, args: TrainingArguments) -> bool:
+def shard_for_launch(model: Any, args: TrainingArguments) -> bool:
     """Cut a model with a `backbone`, and perhaps `heads`, as `accelerate launch` asks; whether it does."""
     sharding = sharding_of_launch()
     if sharding is None:

@@ -15,7 +15,7 @@ from beavertails_v.schema import LabelledResponse, Prompt, Response, Severity
 from beavertails_v.taxonomy import Taxonomy
 from guard import losses
 from guard.classifier import Guard, UntrainedKindError
-from guard.evaluate import evaluate, grey_picture
+from guard.evaluate import evaluate, grey_image
 from guard.examples import examples_of, held_out, labels_of, lesson_labels, lessons_of
 from guard.train import GuardOptions, GuardTrainer, train_guard
 from safe_rlhf_v.config import Settings
@@ -57,7 +57,7 @@ def test_overfits_what_only_the_picture_tells(trained: tuple[Path, dict[str, Any
 
 
 def test_grey_picture_keeps_the_size_alone() -> None:
-    image = grey_picture(picture(RED, 48)).load()
+    image = grey_image(picture(RED, 48)).load()
     assert image.size == (48, 48) and image.getcolors() == [(48 * 48, (128, 128, 128))]
 
 

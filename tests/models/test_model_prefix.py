@@ -15,7 +15,7 @@ from safe_rlhf_v.models import like_length
 from safe_rlhf_v.models.backbone import encode_images, hidden_states
 from safe_rlhf_v.models.collation import distinct
 from safe_rlhf_v.models.memory import recompute_language
-from safe_rlhf_v.models.prefix import readable_once, reads_once, response_states
+from safe_rlhf_v.models.prefix import can_share_prompts, reads_once, response_states
 from safe_rlhf_v.planning.allocations import Allocations
 from safe_rlhf_v.types import Inputs, Responses
 
@@ -196,12 +196,12 @@ def test_prompts_are_told_apart_by_tokens_and_pictures() -> None:
     assert distinct(inputs) == ([0, 1, 3, 5], [0, 1, 1, 2, 0, 3, 1, 3])
     alike = inputs.select([1, 2])  # one prompt twice; then with another picture
     assert distinct(alike) == ([0], [0, 0])
-    assert distinct(replace(alike, picture_keys=("a", "b"))) == ([0, 1], [0, 1])
-    assert distinct(replace(alike, picture_keys=(), vision=({}, {}))) == ([0, 1], [0, 1])
+    assert distinct(replace(alike, image_keys=("a", "b"))) == ([0, 1], [0, 1])
+    assert distinct(replace(alike, image_keys=(), vision=({}, {}))) == ([0, 1], [0, 1])
 
 
 def test_prompts_that_end_in_a_picture_are_read_with_their_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs, _ = batch("llava", False)
-    assert readable_once(model, inputs)
+    assert can_share_prompts(model, inputs)
     monkeypatch.setattr(model.config, "image_token_index", int(inputs.input_ids[0, -1]))
-    assert not readable_once(model, inputs)
+    assert not can_share_prompts(model, inputs)

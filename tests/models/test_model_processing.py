@@ -220,7 +220,7 @@ def test_selecting_and_repeating_keeps_each_rows_own_pictures() -> None:
     inputs = encoder.prompts(prompts()).repeat(2).select([4, 0, 6])
     alone = [encoder.prompts([prompts()[i]]) for i in (2, 0, 3)]
     expected = collate(alone, pad_id=encoder.pad_id)
-    assert inputs.picture_keys == expected.picture_keys
+    assert inputs.image_keys == expected.image_keys
     width = expected.input_ids.shape[1]
     assert torch.equal(inputs.input_ids[:, -width:], expected.input_ids)
     assert torch.equal(join(inputs)["pixel_values"], join(expected)["pixel_values"])

@@ -17,7 +17,7 @@ from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.preflight import preflight
 from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.models.source import ModelError
-from safe_rlhf_v.models.weights import DamagedFile, read_torch, require_whole, weight_shapes
+from safe_rlhf_v.models.weights import DamagedFile, read_torch, require_complete, weight_shapes
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 97616\n"
 
@@ -136,6 +136,6 @@ def test_files_of_torch_are_told_by_their_end(tmp_path: Path) -> None:
     assert read_torch(file)["x"].sum() == 499_500
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(DamagedFile, match="rng.pt is cut short"):
-        require_whole(file)
+        require_complete(file)
     save_file({"x": torch.ones(3)}, tmp_path / "x.safetensors")
-    require_whole(tmp_path / "x.safetensors")
+    require_complete(tmp_path / "x.safetensors")

@@ -96,7 +96,7 @@ def test_the_traffic_model_counts_what_sharded_ranks_send(together: Path, models
     model = load_backbone(models / "base")
     language = sum(p.numel() for p in model.model.language_model.parameters())
     output = model.lm_head.weight.numel()
-    work = traffic.Work(updates=1, steps=1, imitations=1)
+    work = traffic.Work(updates=1, steps=1, demonstrations=1)
     expected = traffic.fsdp2(work, 4 * (language + output), 4 * language)
     # three steps; beside the model are heads, and padding of tensors that two ranks cannot halve
     if "zero3" not in together.name:  # which gathers checkpoints by the same calls

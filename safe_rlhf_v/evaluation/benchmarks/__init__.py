@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.evaluation.benchmarks import labelled, picture_world
 from safe_rlhf_v.evaluation.benchmarks.base import Benchmark
-from safe_rlhf_v.evaluation.judges import Scorer, Severities
+from safe_rlhf_v.evaluation.judges import Severities, TextScores
 
 __all__ = ["Benchmark", "benchmark_of"]
 
 
-def benchmark_of(prompts: Sequence[Prompt], scorer: Scorer, guard: Severities | None = None) -> Benchmark:
+def benchmark_of(prompts: Sequence[Prompt], scorer: TextScores, guard: Severities | None = None) -> Benchmark:
     """The picture world's where every prompt is of it; else the prompts by their labels, judged by trained models."""
     if picture_world.recognises(prompts):
         return picture_world.benchmark(prompts)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.evaluation.benchmarks.base import Benchmark
-from safe_rlhf_v.evaluation.judges import ModelJudge, Scorer, Severities
+from safe_rlhf_v.evaluation.judges import ModelJudge, Severities, TextScores
 
 
-def benchmark(prompts: Sequence[Prompt], scorer: Scorer, guard: Severities | None = None) -> Benchmark:
+def benchmark(prompts: Sequence[Prompt], scorer: TextScores, guard: Severities | None = None) -> Benchmark:
     """Judged by the cost model, and with `guard` unsafe where either says so: an opinion, never the truth."""
     return Benchmark(name="labelled prompts", prompts=prompts, judge=ModelJudge(scorer, guard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -33,6 +34,25 @@ def no_bars_in_logs() -> None:
     os.environ.update(dict.fromkeys(BARS, "1"))
     if (loaded := sys.modules.get("transformers.utils.logging")) is not None:
         loaded.disable_progress_bar()
+
+
+class Lines(logging.Handler):
+    """What libraries log, a line each: progress on stdout, warnings and worse on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            plain(self.format(record))
+        else:
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+def show_logs() -> None:
+    """Show whoever runs a command what the three packages log; a program that imports them decides for itself."""
+    for name in ("beavertails_v", "safe_rlhf_v", "guard"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, Lines) for handler in logger.handlers):
+            logger.addHandler(Lines())
 
 
 def plain(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from safe_rlhf_v.console import no_bars_in_logs, show_all_text
+from safe_rlhf_v.console import no_bars_in_logs, show_all_text, show_logs
 from safe_rlhf_v.errors import user_errors
 
 
@@ -32,6 +32,10 @@ class App(typer.Typer):
 
 class Once(TyperGroup):
     """A second `--config a.yaml` is an error; click would take the last one without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        show_logs()
+        return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from safe_rlhf_v.console import no_bars_in_logs
+from safe_rlhf_v.console import no_bars_in_logs, show_logs
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here, not between fork and exec
@@ -59,6 +59,7 @@ def _child(work: Callable[[], object], log: Path, environment: Mapping[str, str]
     os.environ.update(environment)
     one_thread()
     no_bars_in_logs()
+    show_logs()
     work()
 
 

@@ -7,6 +7,7 @@ A checkpoint is written beside its place, brought to the disk, then renamed. A k
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from torch import Tensor
 from beavertails_v.errors import UserError
 from safe_rlhf_v.models.weights import DamagedFile, damage, read_json, read_tensors, read_torch, require_complete
 
+log = logging.getLogger(__name__)
 NAME = re.compile(r"checkpoint-(\d+)$")
 STATE, WEIGHTS, OPTIMIZERS, RNG = "trainer_state.json", "trainable.safetensors", "optimizers.pt", "rng.pt"
 
@@ -65,7 +67,7 @@ def latest_checkpoint(output_dir: str | Path) -> Path | None:
         )
     if damaged and os.environ.get("RANK", "0") == "0":
         instead = f"{found} is taken in its place" if found else "the run begins anew"
-        print(f"warning: {damage(damaged[-1])}; {instead}", flush=True)
+        log.warning(f"warning: {damage(damaged[-1])}; {instead}")
     return found
 
 

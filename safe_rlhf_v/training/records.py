@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from transformers import TrainerCallback
 
 from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.runtime import read_lines
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile(TrainerCallback):
@@ -65,7 +68,7 @@ class ProgressBar(TrainerCallback):
         off = None if state.is_world_process_zero else True  # None: off unless a terminal
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", disable=off)
         if state.global_step and state.is_world_process_zero:
-            print(f"{self.name}: resumed at step {state.global_step} of {state.max_steps}", flush=True)
+            log.info(f"{self.name}: resumed at step {state.global_step} of {state.max_steps}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
@@ -76,7 +79,7 @@ class ProgressBar(TrainerCallback):
         shown: dict[str, str] = {k: f"{logs[k]:.3g}" for k in ("loss", "accuracy") if k in logs}
         self.bar.set_postfix(shown, refresh=False)
         if self.bar.disable and state.is_world_process_zero:
-            print(f"{self.name} {self.left.line(state.global_step, state.max_steps, shown)}", flush=True)
+            log.info(f"{self.name} {self.left.line(state.global_step, state.max_steps, shown)}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from beavertails_v.schema import Comparison, LabelledResponse, Response
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
+from safe_rlhf_v.console import show_logs
 from safe_rlhf_v.models.backbone import freeze_vision, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, join, load_processor
@@ -213,6 +214,7 @@ def test_killed_run_resumes_bit_for_bit(
     steps: list[int] = []
     note = lambda self, args, state, *_, **more: steps.append(state.global_step)  # noqa: E731
     monkeypatch.setattr(MetricsFile, "on_step_begin", note)
+    show_logs()
     capsys.readouterr()
     resumed = run(tmp_path / "killed")()
     said = capsys.readouterr().out

@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from shifted_seeds import shift_seeds
 
         shift_seeds(by)
+        os.environ["SHIFT_SEEDS"] = str(by)  # for shifted_forks
 
 
 @pytest.fixture

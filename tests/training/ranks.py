@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tiny_models
 import torch
 from accelerate.utils import set_seed
 from comparisons import comparisons
 from forks import CONTEXT, serve
+from rounding import smooth_adamw
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from beavertails_v.schema import LabelledResponse, Prompt, Response
@@ -132,26 +132,9 @@ def launch(models: Path, folder: Path, number: int, kind: str = "ddp", target: A
     return [process.exitcode or 0 for process in processes]
 
 
-def close(one: Any, other: Any, path: str = "") -> None:
-    """Nested states equal up to the order of sums."""
-    if isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6, msg=lambda text: f"{path}: {text}")
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            close(one[key], other[key], f"{path}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            close(a, b, f"{path}[{i}]")
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, rel=1e-3, abs=1e-5), path
-    else:
-        assert one == other, path
-
-
 def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_dir: str, **changes: Any) -> None:
-    """A whole run as one rank; the main one leaves the weights of every role that trains in weights.pt."""
+    """A whole run as one rank; the main one leaves the weights of every role that trains in weights.pt, and one that is
+    alone those it began with in start.pt."""
     torch.set_num_threads(1)
     die_at = changes.pop("die_at", None)
     _environment(rank, ranks, port, kind)
@@ -163,6 +146,8 @@ def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_di
         lambda module, args, kwargs: passes.extend([len(kwargs["inputs_embeds"])] if torch.is_grad_enabled() else []),
         with_kwargs=True,
     )
+    if ranks == 1:
+        torch.save(whole_tree(run.roles.state_dict()), Path(output_dir) / "start.pt")
     with Sent() as sent:
         run.train(resume_from_checkpoint=True)
     (Path(output_dir) / f"sent-{rank}.json").write_text(json.dumps(sent.bytes))
@@ -221,6 +206,7 @@ def train_stage(stage: str, base: Path, folder: Path, settings: Settings) -> Non
 
 def _environment(rank: int, ranks: int, port: int, kind: str) -> None:
     """What `accelerate launch` tells a process."""
+    smooth_adamw()
     os.environ |= {"ACCELERATE_USE_CPU": "true"} | ((KINDS | COPIED | BF16)[kind] if ranks > 1 else {})
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from comparisons import comparison
 from more_families import ALL, base, known
+from rounding import close
 from tiny_models import SAME, exact_states, prompts, response_hidden
 from transformers import AutoModelForImageTextToText
 
@@ -55,10 +56,6 @@ def pairs() -> list[Comparison]:
     return [replace(row, prompt=prompt) for row, prompt in zip(rows, asked, strict=True)]
 
 
-def close(a: torch.Tensor, b: torch.Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
 @cache
 def stage(family: str, kind: str) -> tuple[Path, dict[str, Any]]:
     """Folder and figures of a stage, run once a session."""
@@ -95,7 +92,8 @@ def test_sft(family: str) -> None:
 @every_family
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.capability(k)) for k in ("reward", "cost")])
 def test_preference_models(family: str, kind: str) -> None:
-    """The reloaded model gives the scores that were measured, and a pair alone what it gives in the batch."""
+    """The reloaded model gives the scores that were measured, and a pair alone what it gives in the batch (of other
+    shapes, whose roundings these models enlarge: in float64, but for the head)."""
     folder, _ = stage(family, kind)
     model = HeadedModel.from_pretrained(folder)
     encoder = Encoder(load_processor(folder), config=model.backbone.config)
@@ -108,7 +106,8 @@ def test_preference_models(family: str, kind: str) -> None:
         return model(batch.prompts.repeat(2), interleaved(batch.responses))["score"].view(-1, 2)
 
     close(scores(pairs()), measured)
-    close(torch.cat([scores([row]) for row in pairs()]), measured)
+    model.backbone.double()
+    close(torch.cat([scores([row]) for row in pairs()]), scores(pairs()))
     assert measured.unique().numel() == 8
     assert all(p.any() for name, p in model.named_parameters() if ".lora_B." in name), "the step moved every adapter"
 
@@ -116,13 +115,14 @@ def test_preference_models(family: str, kind: str) -> None:
 @pytest.mark.capability("guard")
 @every_family
 def test_guard(family: str, tmp_path: Path) -> None:
-    """Queries and responses, judged by the reloaded guard: together as one by one."""
+    """Queries and responses, judged by the reloaded guard: together as one by one, in float64 for the same reason."""
     rows = [LabelledResponse(prompt=row.prompt, response=r) for row in pairs() for r in row.responses]
     benign = [replace(p, text=f"{p.text} please", benign=True) for p in prompts()]
     options = GuardOptions(calibration_share=0)
     measured = train_guard(rows, rows, base(family), tmp_path, settings("guard"), benign=benign, options=options)
     assert measured["kinds"] == ["query", "response"] and measured["left_out"] == 0
     guard = Guard.from_pretrained(tmp_path)
+    guard.model.backbone.double()
     asked = [row.prompt for row in rows] + [p.prompt for p in pairs()]
     replies = [row.response.text for row in rows] + [None] * 4
     together = guard.judge(asked, replies)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from ranks import close, launch
+from ranks import launch
+from rounding import close
 
 from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.models import sharding, zero3
@@ -63,7 +64,7 @@ def test_metrics_multiplier_and_gradients_are_those_of_one_process(alone: Path, 
 
 def test_weights_are_those_of_one_process(alone: Path, together: Path, models: Path) -> None:
     one, two = (torch.load(folder / "weights.pt") for folder in (alone, together))
-    close(two, one)
+    close(two, one, torch.load(alone / "start.pt"))
     before = load_backbone(models / "base").state_dict()["lm_head.weight"]
     assert (one["policy.lm_head.weight"] - before).abs().max() > 1e-4  # it moved
 
@@ -71,7 +72,7 @@ def test_weights_are_those_of_one_process(alone: Path, together: Path, models: P
 def test_checkpoints_are_those_of_one_process(alone: Path, together: Path) -> None:
     """So how many processes wrote a checkpoint, and whether the models were cut, does not show in it."""
     one, two = (checkpoint.read(checkpoint.checkpoint_path(folder, 2)) for folder in (alone, together))
-    close(dict(two.trainable), dict(one.trainable))
+    close(dict(two.trainable), dict(one.trainable), torch.load(alone / "start.pt"))
     assert two.optimizers.keys() == one.optimizers.keys() == {"policy", "reward_value", "cost_value"}
     for name in one.optimizers:
         mine, theirs = (x.optimizers[name]["optimizer"]["state"] for x in (one, two))
@@ -110,7 +111,7 @@ def test_two_processes_write_what_one_resumes(alone: Path, models: Path, tmp_pat
     assert launch(models, tmp_path, 2, kind, max_steps=2) == [0, 0]
     assert launch(models, tmp_path, 1, max_steps=3) == [0]
     close(metrics_of(tmp_path), metrics_of(alone))
-    close(torch.load(tmp_path / "weights.pt"), torch.load(alone / "weights.pt"))
+    close(*(torch.load(path) for path in (tmp_path / "weights.pt", alone / "weights.pt", alone / "start.pt")))
 
 
 @pytest.mark.parametrize("kind", CUT)
@@ -126,7 +127,7 @@ def test_recomputed_activations_of_cut_models_change_nothing(
 ) -> None:
     assert launch(models, tmp_path, 2, kind, recompute=True) == [0, 0]
     close(metrics_of(tmp_path), metrics_of(alone))
-    close(torch.load(tmp_path / "weights.pt"), torch.load(alone / "weights.pt"))
+    close(*(torch.load(path) for path in (tmp_path / "weights.pt", alone / "weights.pt", alone / "start.pt")))
 
 
 @pytest.mark.parametrize("kind", CUT)
@@ -164,14 +165,18 @@ def test_zero3_refuses_weights_other_than_float32() -> None:
         zero3.Zero3.root(None, backbone)  # type: ignore[arg-type]
 
 
+def shares(seed: int) -> list[list[bool]]:
+    """Whether each of the two prompts of a rank has pictures, in three rollouts of two ranks: each sees all four."""
+    drawn = ShuffledIndices(len(ranks.PROMPTS), seed)
+    return [[bool(ranks.PROMPTS[i].images) for i in drawn.take(2)] for _ in range(6)]
+
+
 @kinds
 def test_ranks_with_and_without_pictures_and_of_unequal_length_do_not_wait_for_each_other(
     models: Path, tmp_path: Path, kind: str
 ) -> None:
-    drawn = ShuffledIndices(len(ranks.PROMPTS), 0)
-    shares = [[bool(ranks.PROMPTS[i].images) for i in drawn.take(2)] for _ in range(6)]
-    assert [True, True] in shares and [False, False] in shares  # a rank without pictures beside one with them
-    assert launch(models, tmp_path, 2, kind, greedy=False, max_new_tokens=12) == [0, 0]
+    seed = next(seed for seed in range(100) if [True, True] in shares(seed))  # and beside it a rank without pictures
+    assert launch(models, tmp_path, 2, kind, greedy=False, max_new_tokens=12, seed=seed) == [0, 0]
 
 
 @kinds

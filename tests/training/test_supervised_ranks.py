@@ -13,7 +13,8 @@ import ranks
 import tiny_models
 import torch
 from comparisons import comparisons
-from ranks import close, launch
+from ranks import launch
+from rounding import close
 from safetensors.torch import load_file
 
 from guard.classifier import Guard
@@ -73,12 +74,13 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k in kept or k.startswith("eval_")} for row in logged]
 
 
-def same(folder: Path, expected: Path) -> None:
+def same(folder: Path, expected: Path, models: Path) -> None:
     """Every tensor that a run left: the model or adapter, heads, precomputed columns, the checkpoint's weights."""
+    base = load_file(models / "base" / "model.safetensors")
     files = sorted(path.relative_to(expected) for path in expected.rglob("*.safetensors"))
     assert files == sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors"))
     for file in files:
-        close(load_file(folder / file), load_file(expected / file), str(file))
+        close(load_file(folder / file), load_file(expected / file), base, str(file))
 
 
 @every_run
@@ -94,7 +96,7 @@ def test_losses_gradients_and_measures_are_those_of_one_process(alone: Path, cut
 
 @every_run
 def test_the_saved_folder_is_whole_and_that_of_one_process(alone: Path, cut: Path, models: Path, name: str) -> None:
-    same(cut / name, alone / name)
+    same(cut / name, alone / name, models)
     loader = LOADERS.get(RUNS[name][0])
     model: Any = load_backbone(cut / name) if loader is None else loader.from_pretrained(cut / name)
     state = getattr(model, "model", model).state_dict() if loader is Guard else model.state_dict()
@@ -125,7 +127,7 @@ def test_a_killed_rank_ends_the_run_and_two_or_one_go_on(alone: Path, cut: Path,
         assert (tmp_path / "reward" / file).read_bytes() == (cut / "reward" / file).read_bytes()
     assert train(models, tmp_path / "one", 1, "reward") == [0]
     close(rows(tmp_path / "one" / "reward"), rows(alone / "reward"))
-    same(tmp_path / "one" / "reward", alone / "reward")
+    same(tmp_path / "one" / "reward", alone / "reward", models)
 
 
 def test_bf16_of_a_section_is_that_of_the_launch(alone: Path, models: Path, tmp_path: Path) -> None:
@@ -154,7 +156,7 @@ def test_weights_are_gathered_in_bfloat16_and_saved_as_they_are(alone: Path, mod
 def test_under_ddp_two_processes_do_what_one_does(alone: Path, models: Path, tmp_path: Path) -> None:
     assert train(models, tmp_path, 2, "cost-lora", kind="ddp") == [0, 0]
     close(rows(tmp_path / "cost-lora"), rows(alone / "cost-lora"))
-    same(tmp_path / "cost-lora", alone / "cost-lora")
+    same(tmp_path / "cost-lora", alone / "cost-lora", models)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def require_generation_config(folder: str | Path) -> None:
 
 def savable(config: GenerationConfig) -> GenerationConfig:
     """The same settings without those of no effect: of sampling, beams and outputs not asked for, an id below 0."""
-    unused = () if config.do_sample else SAMPLING
+    unused: tuple[str, ...] = () if config.do_sample else SAMPLING
     unused += () if (config.num_beams or 1) > 1 else BEAMS
     unused += () if config.return_dict_in_generate else tuple(config.extra_output_flags)
     for name in unused:

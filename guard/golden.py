@@ -16,7 +16,7 @@ from typing import Any
 from beavertails_v.images import ImageError, Picture
 from beavertails_v.schema import LabelledResponse, Prompt
 from guard.classifier import Guard
-from guard.evaluate import grey_picture
+from guard.evaluate import grey_image
 from guard.types import Verdict
 from safe_rlhf_v.models.weights import DamagedFile, read_json
 
@@ -100,6 +100,6 @@ def _picture(text: str) -> Picture:
 
 def _grey(prompt: Prompt) -> Prompt:
     try:
-        return replace(prompt, images=tuple(map(grey_picture, prompt.images)))
+        return replace(prompt, images=tuple(map(grey_image, prompt.images)))
     except ImageError:
         return prompt

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -99,33 +99,81 @@ def shared_by_ranks(settings: Settings, stage: str, count: int) -> Settings:
     return settings.model_copy(update={stage: smaller})
 
 
-def steps_of(settings: Settings, world: dict[str, Any], start: Path | None, count: int) -> dict[str, Step]:
-    """Every part of the demo that is made here, in an order in which each stands after those it reads."""
-    output = Path(settings.output_dir)
-    steps: dict[str, Step] = {}
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """world: arguments of picture_world.write; start: a start model's weights instead of those that ship."""
 
-    def add(name: str, work: Callable[[], object], *after: str, cores: int = 1) -> None:
-        done = functools.partial(_is_done, output / name)
-        steps[name] = Step(work=work, done=done, after=tuple(a for a in after if a in steps), cores=cores)
+    settings: Settings
+    world: Mapping[str, Any] = field(default_factory=dict)
+    start: Path | None = None
 
-    if settings.data.path == str(output / "data"):
-        add("data", functools.partial(make_world, settings, workers=count, **world), cores=count)
-    if settings.model.path == str(output / "start"):
-        add("start", functools.partial(make_start, settings, start))
-    add("sft", _shared_stage("sft", settings, count), "data", "start", cores=count)
-    for name in ("reward", "cost", "guard"):
-        add(name, functools.partial(getattr(stages, name), settings), "sft")
-    add("policy", _shared_stage("policy", settings, count), "reward", "cost", cores=count)
-    return steps
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.output_dir)
+
+    @cached_property
+    def steps(self) -> dict[str, Step]:
+        """Every part that is made here, in an order in which each stands after those it reads."""
+        steps: dict[str, Step] = {}
+
+        def add(name: str, work: Callable[[], object], *after: str, cores: int = 1) -> None:
+            done = partial(_is_done, self.folder / name)
+            steps[name] = Step(work=work, done=done, after=tuple(a for a in after if a in steps), cores=cores)
+
+        if self.settings.data.path == str(self.folder / "data"):
+            add("data", partial(make_world, self.settings, workers=RANKS, **self.world), cores=RANKS)
+        if self.settings.model.path == str(self.folder / "start"):
+            add("start", partial(make_start, self.settings, self.start))
+        add("sft", self._by_ranks("sft"), "data", "start", cores=RANKS)
+        for name in ("reward", "cost", "guard"):
+            add(name, partial(getattr(stages, name), self.settings), "sft")
+        add("policy", self._by_ranks("policy"), "reward", "cost", cores=RANKS)
+        return steps
+
+    def _by_ranks(self, name: str) -> Callable[[], object]:
+        work = partial(_ended, getattr(stages, name), shared_by_ranks(self.settings, name, RANKS))
+        return partial(ranks, RANKS, work)
+
+    def run(self, cores: int) -> None:
+        """One process more than there are cores, so that three stages of a process each leave none of two cores idle.
+
+        Raises SettingsError where a part fails.
+        """
+        jobs = [self._job(name, step) for name, step in self.steps.items()]
+        with LiveWatcher(console, len(jobs)) as watcher:
+            outcomes = run_jobs(jobs, cores + (cores > 1), watcher, THREADS)
+        if bad := [name for name, outcome in outcomes.items() if outcome.state == "failed"]:
+            log = self.folder / "logs" / f"{bad[0]}.log"
+            raise SettingsError(f"{bad[0]} failed, its last lines stand above; all of them: {log}")
+
+    def _job(self, name: str, step: Step) -> Job:
+        log = self.folder / "logs" / f"{name}.log"
+        progress = partial(_share, log)
+        if name == "policy":
+            progress = partial(share_of_steps, self.folder / name, self.settings.policy.max_steps)
+        command = partial(_ended, step.work)
+        return Job(
+            name=name,
+            kind=name,
+            command=command,
+            log=log,
+            done=step.done,
+            after=step.after,
+            progress=progress,
+            cores=step.cores,
+        )
 
 
 def _is_done(folder: Path) -> bool:
     return read_done(folder) is not None
 
 
-def _shared_stage(name: str, settings: Settings, count: int) -> Callable[[], object]:
-    work = functools.partial(_ended, getattr(stages, name), shared_by_ranks(settings, name, count))
-    return functools.partial(ranks, count, work)
+def _share(log: Path) -> float | None:
+    """How far a stage is, by the last place in its log."""
+    if not log.is_file():
+        return None
+    places = PLACE.findall(log.read_text(encoding="utf-8", errors="replace")[-4000:])
+    return int(places[-1][0]) / int(places[-1][1]) if places else None
 
 
 def _ended(work: Callable[..., object], *args: Any) -> None:
@@ -151,52 +199,18 @@ def run(
 
     cores: how many to keep busy; None: those that this process may use.
     """
-    settings = quickstart_settings(config, overrides)
-    world: dict[str, Any] = {"train": train, "evaluation": evaluation}
-    world |= {"pictures": pictures, "held_out_style": held_out_style}
-    steps = steps_of(settings, world, start, RANKS)
-    for name, step in steps.items():
+    world = {"train": train, "evaluation": evaluation, "pictures": pictures, "held_out_style": held_out_style}
+    demo = Demo(settings=quickstart_settings(config, overrides), world=world, start=start)
+    for name, step in demo.steps.items():
         after = f" (after {', '.join(step.after)})" if step.after else ""
         plain(f"{name:7} {TITLES[name]}{after}")
     begin = time.monotonic()
-    _run_side_by_side(settings, steps, cores or len(os.sched_getaffinity(0)))
+    demo.run(cores or len(os.sched_getaffinity(0)))
     plain(f"{'report':7} {TITLES['report']}")
     one_thread()
-    page = Path(stages.evaluate(settings)["report"])
+    page = Path(stages.evaluate(demo.settings)["report"])
     plain(f"{time.monotonic() - begin:.0f} s in all")
     return _close(page)
-
-
-def _run_side_by_side(settings: Settings, steps: dict[str, Step], cores: int) -> None:
-    """One process more than there are cores, so that three stages of a process each leave none of two cores idle."""
-    logs = Path(settings.output_dir, "logs")
-    jobs = [
-        Job(
-            name=name,
-            kind=name,
-            command=functools.partial(_ended, step.work),
-            log=logs / f"{name}.log",
-            done=step.done,
-            after=step.after,
-            progress=functools.partial(_share, settings, name, logs / f"{name}.log"),
-            cores=step.cores,
-        )
-        for name, step in steps.items()
-    ]
-    with LiveWatcher(console, len(jobs)) as watcher:
-        outcomes = run_jobs(jobs, cores + (cores > 1), watcher, THREADS)
-    if bad := [name for name, outcome in outcomes.items() if outcome.state == "failed"]:
-        raise SettingsError(f"{bad[0]} failed, its last lines stand above; all of them: {logs / bad[0]}.log")
-
-
-def _share(settings: Settings, name: str, log: Path) -> float | None:
-    """How far a stage is, by the last step in its metrics or the last place in its log."""
-    if name == "policy":
-        return share_of_steps(Path(settings.output_dir, name), settings.policy.max_steps)
-    if not log.is_file():
-        return None
-    places = PLACE.findall(log.read_text(encoding="utf-8", errors="replace")[-4000:])
-    return int(places[-1][0]) / int(places[-1][1]) if places else None
 
 
 def _close(page: Path) -> Path:

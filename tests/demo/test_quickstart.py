@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 
 from safe_rlhf_v.config import SettingsError
-from safe_rlhf_v.demo.quickstart import RANKS, quickstart_settings, shared_by_ranks, steps_of
+from safe_rlhf_v.demo.quickstart import Demo, quickstart_settings, shared_by_ranks
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_parts_wait_for_what_they_read(tmp_path: Path) -> None:
     settings = quickstart_settings(None, [f"output_dir={tmp_path}"])
-    steps = steps_of(settings, {}, None, RANKS)
+    steps = Demo(settings=settings).steps
     assert {name: step.after for name, step in steps.items()} == {
         "data": (), "start": (), "sft": ("data", "start"), "reward": ("sft",), "cost": ("sft",), "guard": ("sft",),
         "policy": ("reward", "cost"),
     }  # fmt: skip
     given = quickstart_settings(None, [f"output_dir={tmp_path}", "data.path=d", "model.path=m"])
-    assert list(steps_of(given, {}, None, RANKS)) == ["sft", "reward", "cost", "guard", "policy"]
+    assert list(Demo(settings=given).steps) == ["sft", "reward", "cost", "guard", "policy"]
 
 
 def test_ranks_share_the_batches(tmp_path: Path) -> None:

@@ -240,3 +240,11 @@ def _is_model(annotation: Any) -> bool:
 def dump_yaml(tree: Mapping[str, Any]) -> str:
     """Plain YAML in the order given."""
     return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=120)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

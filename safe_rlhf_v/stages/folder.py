@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from beavertails_v.errors import UserError
 from safe_rlhf_v.config import Settings, SettingsError
+from safe_rlhf_v.config_io import flatten
 from safe_rlhf_v.console import plain
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.stages.fingerprint import absolute, data_files, file_hash, model_files
@@ -182,7 +183,7 @@ def _wait_for_all() -> None:
 def identity(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
     """The settings a stage's result depends on, flat: {"reward.learning_rate": 3e-05, ...}; local paths absolute."""
     tree = settings.model_dump(mode="json", include={"seed", "model", "data", *sections})
-    flat = {key: value for key, value in _flatten(tree).items() if key.rpartition(".")[2] not in BOOKKEEPING}
+    flat = {key: value for key, value in flatten(tree).items() if key.rpartition(".")[2] not in BOOKKEEPING}
     return {key: absolute(value) if key in PATHS or _is_file(key, value) else value for key, value in flat.items()}
 
 
@@ -202,13 +203,6 @@ def made(wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
         elif isinstance(value, str) and Path(value).is_dir():
             found[key] = model_files(Path(value))
     return {key + MADE: files for key, files in found.items() if files}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _refuse_other(folder: Path, wanted: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from beavertails_v.errors import UserError
+from safe_rlhf_v.config_io import flatten
 from safe_rlhf_v.models.weights import DamagedFile, damage, read_json, read_tensors, read_torch, require_complete
 
 log = logging.getLogger(__name__)
@@ -199,11 +200,3 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], may_differ:
             "the settings are not those of the checkpoint:\n" + "\n".join(lines) + "\n"
             "Put them back to resume, or start anew in another output_dir."
         )
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
 from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.config_io import flatten
 from safe_rlhf_v.constraint import Constraint
 from safe_rlhf_v.cost_measures import MEAN
 from safe_rlhf_v.generation.base import Engine, Sampling
@@ -275,7 +276,7 @@ class OnlineTrainer:
                 f"policy.report_to: {sorted(missing)} cannot be used here; install the package or take it out"
             )
         if self.args.report_to:
-            flat = checkpoint.flatten(json.loads(json.dumps(self._settings())))
+            flat = flatten(json.loads(json.dumps(self._settings())))
             config = {name: value for name, value in flat.items() if isinstance(value, (int, float, str))}
             purge = {"tensorboard": {"purge_step": self.step + 1}}
             self.accelerator.init_trackers("policy", config=config, init_kwargs=purge)

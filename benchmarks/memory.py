@@ -103,7 +103,7 @@ def measure(case: str, folder: Path) -> Measured:
     settings = settings_of(base, folder / "run", overrides)
     planned = planned_model(settings.model, base)
     if stage == "policy":
-        predicted = memory.policy(settings.policy, planned, critics=build.needs_critics(settings))
+        predicted = memory.policy(settings.policy, planned, critics=build.needs_critics(settings.policy))
     else:
         predicted = memory.supervised(stage, getattr(settings, stage), planned)
     run = _policy if stage == "policy" else _supervised
@@ -113,8 +113,10 @@ def measure(case: str, folder: Path) -> Measured:
 
 
 def _supervised(settings: Settings, stage: str, base: Path, folder: Path) -> int:
+    from safe_rlhf_v.stages import build
     from safe_rlhf_v.training.supervised import train_preference_model, train_sft
 
+    section, setup = getattr(settings, stage), build.setup(settings)
     peaks: list[int] = []
     real = SupervisedTrainer.train
 
@@ -127,9 +129,9 @@ def _supervised(settings: Settings, stage: str, base: Path, folder: Path) -> int
     SupervisedTrainer.train = counted  # type: ignore[method-assign]
     try:
         if stage == "sft":
-            train_sft(pairs(8), pairs(2), base, folder / stage, settings)
+            train_sft(pairs(8), pairs(2), base, folder / stage, section, setup)
         else:
-            train_preference_model(stage, pairs(8), pairs(2), base, folder / stage, settings)  # type: ignore[arg-type]
+            train_preference_model(stage, pairs(8), pairs(2), base, folder / stage, section, setup)  # type: ignore[arg-type]
     finally:
         SupervisedTrainer.train = real  # type: ignore[method-assign]
     return peaks[0]
@@ -142,13 +144,14 @@ def _policy(settings: Settings, stage: str, base: Path, folder: Path) -> int:
     from safe_rlhf_v.training.supervised import lora_settings
 
     for kind in ("reward", "cost"):
-        lora = lora_settings(settings) if getattr(settings, kind).use_lora else None
+        lora = lora_settings(settings.model) if getattr(settings, kind).use_lora else None
         HeadedModel(load_backbone(base), {"score": 1}, lora).save_pretrained(folder / kind)
-    roles: Any = build.roles(settings, str(base), str(folder / "reward"), str(folder / "cost"))
+    roles: Any = build.roles(settings.policy, settings.model, str(base), str(folder / "reward"), str(folder / "cost"))
     roles.encoder.eos_id = -1  # answers run to the limit, as the prediction has them
     prompts = [pair.prompt for pair in pairs(8)]
-    arguments = build.online_arguments(settings, folder / "policy")
-    trainer = OnlineTrainer(roles, build.algorithm(settings, 0.0), build.constraint(settings, 0.0), prompts, arguments)
+    methods = build.algorithm(settings.policy, 0.0), build.constraint(settings.policy, 0.0)
+    arguments = build.online_arguments(settings.policy, folder / "policy", settings.seed)
+    trainer = OnlineTrainer(roles, *methods, prompts, arguments)
     models = roles.models.values() if settings.policy.roles == "separate" else [roles.backbone]
     with Allocations(held=_tensors(models)) as seen:
         trainer.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from beavertails_v.schema import LabelledResponse, Prompt
 from beavertails_v.sets import ResponseSet
@@ -34,27 +33,30 @@ from guard.examples import (
 from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy
 from guard.types import Kind
-from safe_rlhf_v.config import Settings
-from safe_rlhf_v.models.processes import process_state
+from safe_rlhf_v.config import ModelSection, TrainSection
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.vision_cache import VisionCache
-from safe_rlhf_v.training.card import write_card
+from safe_rlhf_v.statistics import Resampling
 from safe_rlhf_v.training.encode import (
     DataError,
     LeftOut,
     dropped,
     fault,
     left_out_at,
+    list_left_out,
     nothing_left,
-    write_left_out,
 )
-from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
+from safe_rlhf_v.training.records import MetricsFile
+from safe_rlhf_v.training.setup import Setup
 from safe_rlhf_v.training.supervised import (
+    Resume,
     freeze_output_layer,
+    limited_encoder,
     lora_settings,
-    opens_pictures,
     prepared_backbone,
+    run,
     training_arguments,
+    write_measured,
 )
 from safe_rlhf_v.training.trainers import SupervisedTrainer
 
@@ -84,68 +86,71 @@ def train_guard(
     evaluation: Sequence[LabelledResponse],
     base: str | Path,
     output_dir: str | Path,
-    settings: Settings,
+    section: TrainSection,
+    setup: Setup,
     *,
     benign: Benign = (),
     benign_evaluation: Benign = (),
     options: GuardOptions | None = None,
     policy: Policy | None = None,
     taxonomy: Taxonomy | None = None,
-    resume_from_checkpoint: str | bool | None = "auto",
+    resampling: Resampling | None = None,
+    resume_from_checkpoint: Resume = "auto",
 ) -> dict[str, Any]:
     """Train a guard on `base` and save it to `output_dir`; returns what metrics.json holds.
 
     Each prompt is a query example, each response a response example; one forward teaches a response and the query
     before it, so a prompt counts once for each of its responses. benign: harmless prompts that the data lacks:
     where none is labelled harmless (as in BeaverTails-V and PKU-SafeRLHF) and none are given, queries are not learned,
-    the log says so and `moderate` refuses to judge one. Stage arguments come from settings.guard, adapters from
-    settings.model.lora. What loading left out and what cannot be encoded is in left_out.jsonl before training starts.
+    the log says so and `moderate` refuses to judge one. resampling: of the intervals of what is measured.
+    What loading left out and what cannot be encoded is in left_out.jsonl before training starts.
     resume_from_checkpoint: "auto" (the newest whole checkpoint in output_dir), a folder, or None.
     Raises DataError where the data can teach nothing.
     """
     options, output_dir = options or GuardOptions(), Path(output_dir)
     examples = examples_of(train, prompts_of(benign))
+    unknown = _unknown(examples)
+    kinds = teachable_kinds(examples)
+    guard = fresh_guard(base, section, setup, kinds, options, taxonomy or Taxonomy.load(), policy)
+    rows, unread = encodable({kind: examples[kind] for kind in kinds}, guard, setup, train, benign)
+    left_out = [*dropped(train), *dropped(benign), *unread]
+    of_evaluation = [*dropped(evaluation), *dropped(benign_evaluation)]
+    list_left_out(output_dir, left_out + of_evaluation, [f"{len(unread)} examples"] if unread else [])
+    resampling = resampling or Resampling(seed=setup.seed)
+    rest, calibration_rows = held_out(rows, options.calibration_share)
+    if not rest:
+        raise nothing_left("no example is left to train on", len(unread), unread)
+    trainer = GuardTrainer(
+        guard.model,
+        training_arguments(section, output_dir, setup.seed),
+        options=options,
+        train_dataset=lessons_of(*([e for e in rest if e.kind == kind] for kind in KINDS)),
+        data_collator=GuardCollator(guard),
+        callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
+    )
+    run(trainer, "guard", resume_from_checkpoint)
+    measured: dict[str, Any] = {"steps": trainer.state.global_step, "examples": len(rest), "left_out": len(left_out)}
+    measured |= {"evaluation_left_out": len(of_evaluation), "unknown_queries": unknown}
+    trainer.make_whole()
+    if trainer.is_world_process_zero():
+        if trainer.cut:
+            guard = _saved_and_loaded(guard, output_dir, setup.model, trainer.args.device)
+        guard.model.eval()
+        guard.calibration = calibrate(guard, calibration_rows)
+        guard.save_pretrained(output_dir)
+        measured |= _measure(guard, evaluation, prompts_of(benign_evaluation), resampling)
+    return write_measured(trainer, measured)
+
+
+def _unknown(examples: Mapping[Kind, Sequence[Example]]) -> int:
+    """How many queries are labelled neither harmful nor harmless; the log says so."""
     unknown = unknown_queries(examples)
     if unknown:
         log.warning(
             "%d of %d queries are labelled neither harmful nor harmless (no category): none is taught as harmless",
             unknown, unknown + len(examples["query"]),
         )  # fmt: skip
-    kinds = teachable_kinds(examples)
-    guard = fresh_guard(base, settings, kinds, options, taxonomy or Taxonomy.load(), policy)
-    rows, unread = encodable({kind: examples[kind] for kind in kinds}, guard, settings, train, benign)
-    left_out = [*dropped(train), *dropped(benign), *unread]
-    of_evaluation = [*dropped(evaluation), *dropped(benign_evaluation)]
-    list_left_out(output_dir, left_out + of_evaluation, len(unread))
-    rest, calibration_rows = held_out(rows, options.calibration_share)
-    if not rest:
-        raise nothing_left("no example is left to train on", len(unread), unread)
-    lessons = lessons_of(*([e for e in rest if e.kind == kind] for kind in KINDS))
-    trainer = GuardTrainer(
-        guard.model,
-        training_arguments(settings.guard, output_dir, settings.seed),
-        options=options,
-        train_dataset=lessons,
-        data_collator=GuardCollator(guard),
-        callbacks=[MetricsFile(output_dir / "metrics.jsonl"), ProgressBar("guard")],
-    )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    resume = latest_checkpoint(output_dir) if resume_from_checkpoint == "auto" else resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=resume)
-    measured: dict[str, Any] = {"steps": trainer.state.global_step, "examples": len(rest), "left_out": len(left_out)}
-    measured |= {"evaluation_left_out": len(of_evaluation), "unknown_queries": unknown}
-    trainer.make_whole()
-    if trainer.is_world_process_zero():
-        if trainer.cut:
-            guard = _saved_and_loaded(guard, output_dir, settings, trainer.args.device)
-        guard.model.eval()
-        guard.calibration = calibrate(guard, calibration_rows)
-        guard.save_pretrained(output_dir)
-        measured |= _measure(guard, evaluation, prompts_of(benign_evaluation), settings)
-        _write(output_dir, base, settings, measured)
-    trainer.accelerator.wait_for_everyone()
-    return measured
+    return unknown
 
 
 def teachable_kinds(examples: Mapping[Kind, Sequence[Example]]) -> list[Kind]:
@@ -167,16 +172,16 @@ def teachable_kinds(examples: Mapping[Kind, Sequence[Example]]) -> list[Kind]:
 
 def fresh_guard(
     base: str | Path,
-    settings: Settings,
+    section: TrainSection,
+    setup: Setup,
     kinds: Sequence[Kind],
     options: GuardOptions,
     taxonomy: Taxonomy,
     policy: Policy | None = None,
 ) -> Guard:
-    """An untrained guard on `base`: its vision tower frozen as settings.guard says, its seed set first."""
-    section = settings.guard
-    backbone = prepared_backbone(base, settings, section)
-    headed = build_model(backbone, len(taxonomy.secondary), lora_settings(settings) if section.use_lora else None)
+    """An untrained guard on `base`: its vision tower frozen as the section says, its seed set first."""
+    backbone = prepared_backbone(base, setup, section)
+    headed = build_model(backbone, len(taxonomy.secondary), lora_settings(setup.model) if section.use_lora else None)
     freeze_output_layer(backbone)
     return Guard(
         headed,
@@ -194,23 +199,17 @@ def prompts_of(benign: Benign) -> list[Prompt]:
 
 
 def encodable(
-    examples: Mapping[Kind, Sequence[Example]], guard: Guard, settings: Settings, train: Any = (), benign: Any = ()
+    examples: Mapping[Kind, Sequence[Example]], guard: Guard, setup: Setup, train: Any = (), benign: Any = ()
 ) -> tuple[list[Example], list[LeftOut]]:
-    """The examples within settings.model's lengths; the others by name, file, row and split. Nothing is cut.
+    """The examples within setup.model's lengths; the others by name, file, row and split. Nothing is cut.
 
     train, benign: the data that the examples are of; response i is that of row i of `train`.
     """
-    limits = settings.model
-    encoder = Encoder(
-        guard.encoder.processor,
-        limits.max_prompt_length,
-        max_response_length=limits.max_response_length,
-        config=guard.model.backbone.config,
-    )
+    encoder = limited_encoder(guard.encoder.processor, setup, guard.model.backbone.config)
     kept, faults = [], []
     for i, example in ((i, e) for of_kind in examples.values() for i, e in enumerate(of_kind)):
         texts = [] if example.response is None else [guard.neutralise(example.response)]
-        why = fault(guard.harmless(example.prompt), texts, encoder, thorough=opens_pictures(settings))
+        why = fault(guard.harmless(example.prompt), texts, encoder)
         if why is None:
             kept.append(example)
         else:
@@ -226,15 +225,6 @@ def _first_rows(data: Any) -> dict[str, tuple[Any, int]]:
     """Prompt ids to a data set, or prompts, and the first row there that has them."""
     rows = list(enumerate(data))
     return {(row if isinstance(row, Prompt) else row.prompt).id: (data, i) for i, row in reversed(rows)}
-
-
-def list_left_out(folder: Path, left_out: Sequence[LeftOut], unread: int) -> None:
-    """left_out.jsonl, before anything can end the run; and a line of what the model cannot read."""
-    if process_state().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_left_out(folder, left_out)
-        if unread:
-            print(f"{unread} examples left out, see {folder / 'left_out.jsonl'}", flush=True)
 
 
 class GuardCollator:
@@ -285,10 +275,10 @@ class GuardTrainer(SupervisedTrainer):
         return self.optimizer
 
 
-def _saved_and_loaded(guard: Guard, folder: Path, settings: Settings, device: Any) -> Guard:
+def _saved_and_loaded(guard: Guard, folder: Path, model: ModelSection, device: Any) -> Guard:
     """A guard whose weights were cut, as one that runs again."""
     guard.save_pretrained(folder)
-    load = {"dtype": settings.model.dtype, "attn_implementation": settings.model.attn_implementation}
+    load = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
     return Guard.from_pretrained(folder, device=device, batch_size=guard.batch_size, **load)
 
 
@@ -312,22 +302,20 @@ def calibrate(guard: Guard, examples: Sequence[Example]) -> Calibration:
 
 
 def _measure(
-    guard: Guard, evaluation: Sequence[LabelledResponse], benign: Sequence[Prompt], settings: Settings
+    guard: Guard, evaluation: Sequence[LabelledResponse], benign: Sequence[Prompt], resampling: Resampling
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"kinds": list(guard.spec.kinds), "calibration_fit": dict(guard.calibration.report)}
     if len(evaluation):
-        section = settings.evaluation
-        intervals: dict[str, Any] = {"samples": section.bootstrap, "level": section.confidence, "seed": settings.seed}
+        intervals: Any = {"samples": resampling.draws, "level": resampling.level, "seed": resampling.seed}
         found["evaluation"] = evaluate(guard, evaluation, benign=benign, **intervals)
     return found
 
 
-def _write(folder: Path, base: str | Path, settings: Settings, measured: Mapping[str, Any]) -> None:
-    (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-    settings.save(folder / "settings.yaml")
+def shown(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card shows of what was measured: counts, and the figures of each head without their intervals."""
     report = measured.get("evaluation", {})
     tables = {name: report[name] for name in ("query", "response", "severity") if report.get(name)}
-    card = {name: {k: v for k, v in table.items() if k != "intervals"} for name, table in tables.items()}
+    heads = {name: {k: v for k, v in table.items() if k != "intervals"} for name, table in tables.items()}
     flat = {k: v for k, v in measured.items() if isinstance(v, (int, float))}
     more = {k: report[k] for k in ("over_refusal", "blind_f1", "calibration_id") if k in report}
-    write_card(folder, "guard", str(base), settings, flat | more | card)
+    return flat | more | heads

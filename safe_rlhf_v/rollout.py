@@ -12,9 +12,9 @@ from beavertails_v.schema import Prompt
 from safe_rlhf_v.batching import MicroBatches, RowSizes, by_parts, stitch, trim, truncate
 from safe_rlhf_v.generation.base import Engine, Sampling
 from safe_rlhf_v.models.roles import Roles
+from safe_rlhf_v.random_state import load_rng_state, rng_state
 from safe_rlhf_v.scorers import Scorer
 from safe_rlhf_v.tensors import masked_mean
-from safe_rlhf_v.training.runtime import load_rng_state, rng_state
 from safe_rlhf_v.types import Advantages, Inputs, Responses, Rollout
 
 

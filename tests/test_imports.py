@@ -12,7 +12,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 # Inside safe_rlhf_v a file imports from its own layer or a lower one.
 LAYERS = [
-    {"types", "config", "config_io", "files", "console", "errors", "culprit", "jobs"},
+    {"types", "config", "config_io", "files", "console", "random_state", "errors", "culprit", "jobs"},
     {"tensors"},
     {"losses", "advantages", "duals", "cost_measures", "constraint"},
     {"statistics"},

@@ -24,7 +24,7 @@ import parts
 import torch
 
 from beavertails_v import Picture, Prompt
-from safe_rlhf_v.config import Settings
+from safe_rlhf_v.config import GenerationSection, ModelSection
 from safe_rlhf_v.evaluation.judges import looks_like_refusal
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.stages.answering import Answering
@@ -176,7 +176,7 @@ def label(row: dict[str, Any], text: str) -> tuple[int, int]:
 def speaker(path: Path, temperature: float) -> Answering:
     """The model of a folder, which answers in at most 32 tokens."""
     generation = {"max_new_tokens": 32, "temperature": temperature, "batch_size": 32}
-    return Answering(path, Settings.model_validate({"generation": generation}))
+    return Answering(path, ModelSection(), GenerationSection.model_validate(generation))
 
 
 def answers(answering: Answering, prompts: list[Prompt]) -> list[str]:

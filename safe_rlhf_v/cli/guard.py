@@ -80,11 +80,12 @@ def regenerate(
     Example: safe-rlhf-v guard regenerate runs/quickstart/guard -m runs/quickstart/policy -i a.png -p "what is this ?"
     """
     from guard.classifier import Guard
-    from safe_rlhf_v.stages.answering import regenerate_one
+    from safe_rlhf_v.stages.answering import one_prompt, regenerate_one
 
     question = _question(prompt)
-    judge = Guard.from_pretrained(folder, policy=policy)
-    transcript = regenerate_one(judge, model, question, image or [], rounds, settings_of(None, set_))
+    judge, settings = Guard.from_pretrained(folder, policy=policy), settings_of(None, set_)
+    speech = (settings.model, settings.generation, settings.seed)
+    transcript = regenerate_one(judge, model, one_prompt(question, image or []), rounds, *speech)
     if as_json:
         plain(json.dumps(transcript.to_dict(), indent=2))
         return

@@ -208,10 +208,11 @@ def generate(
     settings = settings_of(config, set_, "generation")
     if (prompt is None) == (output is None):
         raise SettingsError("give --prompt for one question, or --output for a whole split (and not both)")
+    speech = (settings.model, settings.generation, settings.seed)
     if prompt is not None:
-        plain(answer_one(model, prompt, image or [], settings))
+        plain(answer_one(model, prompt, image or [], *speech))
     else:
-        count = answer_split(model, output, settings)  # type: ignore[arg-type]
+        count = answer_split(model, output, settings.data, *speech)  # type: ignore[arg-type]
         plain(f"{count} answers written: {output}")
 
 

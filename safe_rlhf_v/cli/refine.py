@@ -58,9 +58,9 @@ def dialogues(
 
     Example: safe-rlhf-v refine dialogues runs/d --student runs/quickstart/sft -s data.path=runs/quickstart/data
     """
-    from safe_rlhf_v.stages.refine import make
+    from safe_rlhf_v.stages.refine import Refining
 
-    found = make(settings_of(config, set_), out, student, teacher, mode.value, split.value, count)
+    found = Refining(settings_of(config, set_)).make(out, student, teacher, mode.value, split.value, count)
     show("dialogues", found)
     plain(f"written: {out}")
     _next("refine", "train", "student", "--dialogues", out, *_settings(config, set_))
@@ -89,10 +89,10 @@ def train_teacher(
 
 
 def _train(who: str, folder: Path, config: Config, overrides: Overrides, overwrite: bool) -> None:
-    from safe_rlhf_v.stages.refine import train
+    from safe_rlhf_v.stages.refine import Refining
 
     settings = settings_of(config, overrides)
-    show(who, train(who, settings, folder, overwrite=overwrite))  # type: ignore[arg-type]
+    show(who, Refining(settings).train(who, folder, overwrite=overwrite))  # type: ignore[arg-type]
     trained = f"{settings.output_dir}/{who}"
     plain(f"written: {trained}")
     _next("refine", "evaluate", folder, f"--{who}", trained, *_settings(config, overrides, flag=True))
@@ -128,13 +128,13 @@ def evaluate(
     Example: safe-rlhf-v refine evaluate runs/d --teacher runs/demo/teacher
     """
     from safe_rlhf_v.stages.folder import write_json
-    from safe_rlhf_v.stages.refine import fixed_figures, free_figures, read
+    from safe_rlhf_v.stages.refine import Refining, free_figures, read
 
     settings, given = settings_of(config, set_), read(dialogues)
     if student or teacher:
-        found = fixed_figures(given, settings, student, teacher)
+        found = Refining(settings).fixed_figures(given, student, teacher)
     else:
-        found = free_figures(given, None if baseline is None else read(baseline), settings)
+        found = free_figures(given, None if baseline is None else read(baseline), settings.refinement.correct)
     for name, values in found.items() if student or teacher else [("free dialogues", found)]:
         show(name, values)
     if output is not None:

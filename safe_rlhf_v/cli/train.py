@@ -31,9 +31,9 @@ def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> N
 
     settings = settings_of(config, overrides, stage)
     require_start(settings, stage)  # before torch is imported and every picture is read
-    from safe_rlhf_v.stages import stages
+    from safe_rlhf_v.stages.stages import STAGES
 
-    measured = getattr(stages, stage)(settings, overwrite=overwrite)
+    measured = STAGES[stage].run(settings, overwrite=overwrite)
     show(stage, _guard_figures(measured) if stage == "guard" else measured)
     plain(f"written: {settings.output_dir}/{stage}")
     plain(f"next: {next_command(stage, config, overrides)}")

@@ -22,23 +22,24 @@ from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.evaluation.benchmarks import benchmark_of
 from safe_rlhf_v.evaluation.run import collect
 from safe_rlhf_v.files import replacing
-from safe_rlhf_v.stages import build
 from safe_rlhf_v.stages.answering import Answering, Scoring
+from safe_rlhf_v.stages.data import comparisons
 from safe_rlhf_v.stages.folder import read_done, write_json
-from safe_rlhf_v.training.encode import dropped, encodable, write_left_out
+from safe_rlhf_v.training.encode import dropped, encodable, thorough, write_left_out
 
 
 def measure(folder: Path) -> None:
     """Writes answers.parquet, then measured.json; a run whose stage made no model is written down as such."""
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     settings = load_settings(folder / "run.yaml")
-    data = build.comparisons(settings, "evaluation")
-    scorer = Scoring(str(settings.policy.reward_model), str(settings.policy.cost_model), settings)
+    data = comparisons(settings.data, "evaluation")
+    models = str(settings.policy.reward_model), str(settings.policy.cost_model)
+    scorer = Scoring(*models, settings.model, settings.generation.batch_size)
     benchmark = benchmark_of(data.prompts(), scorer)
     found = Path(plan["model"], "config.json").is_file() or not Path(plan["model"]).is_dir()
     if found:
-        policy = Answering(plan["model"], settings)
-        prompts, left_out = encodable(benchmark.prompts, policy.encoder, data, thorough=True)
+        policy = Answering(plan["model"], settings.model, settings.generation)
+        prompts, left_out = encodable(benchmark.prompts, thorough(policy.encoder), data)
         write_left_out(folder / "left_out.jsonl", dropped(data) + left_out)
         torch.manual_seed(settings.seed)
         batch, samples = policy.batch_size, settings.evaluation.samples

@@ -13,9 +13,8 @@ from safe_rlhf_v.comparison.base import Base
 from safe_rlhf_v.comparison.planned import PlannedRun
 from safe_rlhf_v.comparison.settings import IMITATING, CompareSettings, MethodSection, flat_overrides
 from safe_rlhf_v.config import SettingsError, load_settings
+from safe_rlhf_v.stages.stages import STAGES
 
-STAGES = ("sft", "reward", "cost", "policy", "direct", "iterative", "guard")
-"""What `safe-rlhf-v train` knows, in its order."""
 NAMED = re.compile(r"\{(\w+)\}")
 
 

@@ -18,7 +18,8 @@ from safe_rlhf_v.comparison.settings import flat_overrides
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.jobs.progress import share_of_steps
 from safe_rlhf_v.jobs.scheduler import Job
-from safe_rlhf_v.stages.folder import BOOKKEEPING, write_json
+from safe_rlhf_v.stages.folder import write_json
+from safe_rlhf_v.stages.identity import BOOKKEEPING
 
 MEASURING = ("evaluation", "generation", "guard")
 """Sections that a training stage does not depend on: changed, a run is measured again and not trained again."""

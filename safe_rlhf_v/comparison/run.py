@@ -15,7 +15,7 @@ from safe_rlhf_v.comparison.measure import measure
 from safe_rlhf_v.comparison.planned import infeasible
 from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.errors import user_errors
-from safe_rlhf_v.stages import stages
+from safe_rlhf_v.stages.stages import STAGES
 
 
 @user_errors
@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
 def train(folder: Path, stage: str) -> None:
     """What `safe-rlhf-v train <stage> --config FOLDER/run.yaml` does; a bound out of reach is a result."""
     try:
-        getattr(stages, stage)(load_settings(folder / "run.yaml"))
+        STAGES[stage].run(load_settings(folder / "run.yaml"))
     except SettingsError:
         if not infeasible(folder / stage):
             raise

@@ -23,8 +23,9 @@ from safe_rlhf_v.jobs.forked import one_thread, ranks
 from safe_rlhf_v.jobs.live import LiveWatcher
 from safe_rlhf_v.jobs.progress import share_of_steps
 from safe_rlhf_v.jobs.scheduler import THREADS, Job, run_jobs
-from safe_rlhf_v.stages import stages
+from safe_rlhf_v.stages.evaluate import evaluate
 from safe_rlhf_v.stages.folder import read_done, run_stage
+from safe_rlhf_v.stages.stages import STAGES
 
 TITLES = {
     "data": "draw the picture world, in the layout of BeaverTails-V",
@@ -126,12 +127,12 @@ class Demo:
             add("start", partial(make_start, self.settings, self.start))
         add("sft", self._by_ranks("sft"), "data", "start", cores=RANKS)
         for name in ("reward", "cost", "guard"):
-            add(name, partial(getattr(stages, name), self.settings), "sft")
+            add(name, partial(STAGES[name].run, self.settings), "sft")
         add("policy", self._by_ranks("policy"), "reward", "cost", cores=RANKS)
         return steps
 
     def _by_ranks(self, name: str) -> Callable[[], object]:
-        work = partial(_ended, getattr(stages, name), shared_by_ranks(self.settings, name, RANKS))
+        work = partial(_ended, STAGES[name].run, shared_by_ranks(self.settings, name, RANKS))
         return partial(ranks, RANKS, work)
 
     def run(self, cores: int) -> None:
@@ -208,7 +209,7 @@ def run(
     demo.run(cores or len(os.sched_getaffinity(0)))
     plain(f"{'report':7} {TITLES['report']}")
     one_thread()
-    page = Path(stages.evaluate(demo.settings)["report"])
+    page = Path(evaluate(demo.settings)["report"])
     plain(f"{time.monotonic() - begin:.0f} s in all")
     return _close(page)
 

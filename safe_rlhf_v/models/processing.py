@@ -112,6 +112,7 @@ class Encoder:
     max_prompt_length: tokens of a prompt, image tokens included; a longer one raises `PromptTooLong`.
     max_response_length: tokens of a response, EOS included; a longer one raises `ResponseTooLong`, or with
         truncate_responses=True is cut, ends without EOS, and is counted in `.truncated_responses`.
+    opens_pictures: whether the gate of rows (`training.encode.fault`) reads pictures in full also without such a limit.
     config: the model's config; its modality token ids join those of processor and tokenizer in `.placeholder_ids`.
     cache_bytes: bound of the cache of encoded prompts (least recently used first out); 0 switches it off.
     """
@@ -123,6 +124,7 @@ class Encoder:
         *,
         max_response_length: int | None = None,
         truncate_responses: bool = False,
+        opens_pictures: bool = False,
         config: Any = None,
         cache_bytes: int = 512 * 2**20,
     ) -> None:
@@ -131,6 +133,7 @@ class Encoder:
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
         self.truncate_responses = truncate_responses
+        self.opens_pictures = opens_pictures
         self.truncated_responses = 0
         if self.tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no eos_token: set one, responses must end")

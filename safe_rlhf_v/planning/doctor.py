@@ -25,9 +25,9 @@ from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.planning.footprint import meta_model
 from safe_rlhf_v.planning.stages import StageMemory, planned_model, policy, supervised
 from safe_rlhf_v.stages import build
+from safe_rlhf_v.stages.data import Split, load
 from safe_rlhf_v.stages.folder import require_writable
-from safe_rlhf_v.training.encode import fault, pair_rows
-from safe_rlhf_v.training.supervised import opens_pictures
+from safe_rlhf_v.training.encode import fault, pair_rows, thorough
 
 GIB = 2**30
 STAGES = ("sft", "reward", "cost", "policy")
@@ -159,9 +159,9 @@ class Examined:
         if data.path and HUB_ID.fullmatch(data.path) and not Path(data.path).exists():
             return "warning", f"{data.path}: not a folder or file here, so taken for a hub id and not looked at"
         counts = []
-        splits: dict[build.Split, str] = {"train": data.train_split, "evaluation": data.evaluation_split}
+        splits: dict[Split, str] = {"train": data.train_split, "evaluation": data.evaluation_split}
         for split, name in splits.items():
-            found = build.load(load_comparisons, self.settings, split)
+            found = load(load_comparisons, self.settings.data, split)
             counts.append(f"{name} {self._counted(found, split)}")
         return "ok", ", ".join(counts)
 
@@ -171,20 +171,21 @@ class Examined:
         """
         if self.encoder is None:
             return f"{len(found)} pairs, {len(found.report.dropped)} left out"
-        every = -(-len(found) // MEASURED)
-        for i in range(0, len(found), every):
+        every = thorough(self.encoder)
+        for i in range(0, len(found), -(-len(found) // MEASURED)):
             prompt = found[i].prompt
-            if fault(prompt, [], self.encoder, thorough=True) is None:
+            if fault(prompt, [], every) is None:
                 self.longest = max(self.longest, self.encoder.prompts([prompt]).input_ids.shape[1])
-        rows = pair_rows(found, self.encoder, thorough=split == "evaluation" or opens_pictures(self.settings))
+        opened = split == "evaluation" or build.setup(self.settings).opens_pictures
+        rows = pair_rows(found, every if opened else self.encoder)
         return f"{len(rows)} pairs, {len(found.report.dropped) + len(rows.left_out)} left out"
 
     def predict(self, stage: str, prompt_tokens: int | None) -> tuple[Outcome, str]:
         longest = self.longest if self.settings.model.max_prompt_length is None else None
         model = planned_model(self.settings.model, self.source, prompt_tokens or longest)
         if stage == "policy":
-            devices, critics = self.machine.devices if self.machine.sharded else 1, build.needs_critics(self.settings)
-            self.stages.append(policy(self.settings.policy, model, devices, critics=critics))
+            section, devices = self.settings.policy, self.machine.devices if self.machine.sharded else 1
+            self.stages.append(policy(section, model, devices, critics=build.needs_critics(section)))
         else:
             self.stages.append(supervised(stage, getattr(self.settings, stage), model))
         return "ok", ""

@@ -17,10 +17,10 @@ from safe_rlhf_v.config import ModelSection, PolicySection, SettingsError, Train
 from safe_rlhf_v.models.adapters import LoraSettings
 from safe_rlhf_v.models.backbone import to_dtype
 from safe_rlhf_v.planning.footprint import Sizes, Step, sizes, step_peak
+from safe_rlhf_v.stages.stages import STAGES
 
 FLOAT = 4  # bytes of float32: adapters, their gradients, AdamW's two moments
-PAIRS = ("reward", "cost", "direct", "iterative")  # a row of the data is two rows of a forward
-SUPERVISED = ("sft", "reward", "cost", "guard", "direct", "iterative")
+SUPERVISED = tuple(name for name, stage in STAGES.items() if stage.memory is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,25 +70,27 @@ def planned_model(model: ModelSection, source: str | Path, prompt: int | None = 
 
 def supervised(stage: str, section: TrainSection, model: PlannedModel) -> StageMemory:
     """A supervised stage, under DDP: every device holds all of it."""
+    forward = STAGES[stage].memory
+    assert forward is not None, "a supervised stage"
     lora = model.lora if section.use_lora else None
     if not section.freeze_vision:
         raise SettingsError(f"{stage}.freeze_vision: false is not predicted: the tower's own activations are unknown")
     size = sizes(model.source, model.dtype, model.quantization, lora)
     batch = section.per_device_train_batch_size
-    shared = batch if stage in PAIRS and size.reads_once else None
-    rows = batch * (2 if stage in PAIRS else 1)
+    shared = batch if forward.pairs and size.reads_once else None
+    rows = batch * (2 if forward.pairs else 1)
     checkpointing = section.gradient_checkpointing in (True, "language")
     step = Step(
         rows=rows, length=model.prompt + model.response, response=model.response, prompts=shared, lora=lora,
         autocast=section.bf16,
-        loss="logps" if stage in ("sft", "direct", "iterative") else "score", checkpointing=checkpointing,
+        loss=forward.loss, checkpointing=checkpointing,
     )  # fmt: skip
     number = size.adapter if lora else size.trainable
-    if stage in ("reward", "cost", "guard") and not lora:
+    if forward.loss == "score" and not lora:
         number -= 0 if size.tied else size.width * size.vocabulary  # its output layer is frozen
     each = FLOAT if lora else to_dtype(model.dtype).itemsize
     held = {"backbone": size.weights, "adapter": size.adapter * FLOAT if lora else 0}
-    held |= {"start, reward and cost model": 3 * size.weights} if stage == "iterative" else {}  # while it samples
+    held |= {"start, reward and cost model": 3 * size.weights} if forward.scorers else {}  # while it samples
     held |= {"optimizer": _moments(section.optim, number, each)}
     return StageMemory(stage=stage, held=_some(held), passing={"step": step_peak(model.source, model.dtype, step)})
 

@@ -14,15 +14,16 @@ from beavertails_v import Prompt
 from guard.items import pictures_of, text_of
 from guard.model import control_tokens
 from guard.text import Neutraliser
-from safe_rlhf_v.config import Settings
+from safe_rlhf_v.config import DataSection, GenerationSection, ModelSection
 from safe_rlhf_v.console import plain
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.models.backbone import encode_images, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.kind import require_answering
 from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.stages import build
-from safe_rlhf_v.training.encode import dropped, encodable, listing, write_left_out
+from safe_rlhf_v.stages.data import comparisons
+from safe_rlhf_v.stages.models import device
+from safe_rlhf_v.training.encode import dropped, encodable, listing, thorough, write_left_out
 from safe_rlhf_v.types import Inputs, Responses
 
 if TYPE_CHECKING:
@@ -31,13 +32,12 @@ if TYPE_CHECKING:
 
 
 class Answering:
-    """A model that answers prompts, as settings.generation says; an Engine that encodes each picture once."""
+    """A model that answers prompts, as the generation section says; an Engine that encodes each picture once."""
 
-    def __init__(self, path: str | Path, settings: Settings) -> None:
-        model, generation = settings.model, settings.generation
+    def __init__(self, path: str | Path, model: ModelSection, generation: GenerationSection) -> None:
         require_answering(path)
         self.model = load_backbone(path, dtype=model.dtype, attn_implementation=model.attn_implementation)
-        self.model.to(build.device())
+        self.model.to(device())
         self.encoder = Encoder(load_processor(path), model.max_prompt_length, config=self.model.config)
         self.engine = TransformersEngine(self.model, self.encoder)
         self.sampling = Sampling(**generation.model_dump(exclude={"batch_size"}))
@@ -58,12 +58,12 @@ class Answering:
 class Scoring:
     """The trained reward and cost model: (prompts, texts) -> (rewards, costs), cost > 0 unsafe."""
 
-    def __init__(self, reward: str | Path, cost: str | Path, settings: Settings) -> None:
-        load = {"dtype": settings.model.dtype, "attn_implementation": settings.model.attn_implementation}
-        self.models = [HeadedModel.from_pretrained(path, **load).to(build.device()) for path in (reward, cost)]
+    def __init__(self, reward: str | Path, cost: str | Path, model: ModelSection, batch_size: int) -> None:
+        load = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+        self.models = [HeadedModel.from_pretrained(path, **load).to(device()) for path in (reward, cost)]
         self.encoder = Encoder(load_processor(reward), config=self.models[0].backbone.config)
         self.harmless = Neutraliser(control_tokens(self.encoder))  # an answer may spell a special token in letters
-        self.batch_size = settings.generation.batch_size
+        self.batch_size = batch_size
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[float], list[float]]:
@@ -88,26 +88,30 @@ def one_prompt(text: str, images: Sequence[str | Path]) -> Prompt:
     return Prompt(text=text_of(text, "prompt"), images=pictures)
 
 
-def answer_one(model: str, text: str, images: Sequence[str | Path], settings: Settings) -> str:
-    """One answer to one question."""
+def answer_one(
+    path: str, text: str, images: Sequence[str | Path], model: ModelSection, generation: GenerationSection, seed: int
+) -> str:
+    """One answer of the model at `path` to one question."""
     prompt = one_prompt(text, images)
-    torch.manual_seed(settings.seed)
-    return Answering(model, settings)([prompt])[0]
+    torch.manual_seed(seed)
+    return Answering(path, model, generation)([prompt])[0]
 
 
-def answer_split(model: str, output: Path, settings: Settings) -> int:
+def answer_split(
+    path: str, output: Path, data: DataSection, model: ModelSection, generation: GenerationSection, seed: int
+) -> int:
     """Answers to every prompt of the evaluation split, one JSON object a line; returns how many."""
-    require_answering(model)
-    data = build.comparisons(settings, "evaluation")
-    answering = Answering(model, settings)
+    require_answering(path)
+    pairs = comparisons(data, "evaluation")
+    answering = Answering(path, model, generation)
     beside = output.with_suffix(".left_out.jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
     with listing(beside):
-        prompts, left_out = encodable(data.prompts(), answering.encoder, data, thorough=True)
-    if left_out := [*dropped(data), *left_out]:
+        prompts, left_out = encodable(pairs.prompts(), thorough(answering.encoder), pairs)
+    if left_out := [*dropped(pairs), *left_out]:
         write_left_out(beside, left_out)
         plain(f"{len(left_out)} rows left out, see {beside}")
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     with output.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for start in track(range(0, len(prompts), answering.batch_size), description="answering"):
             batch = prompts[start : start + answering.batch_size]
@@ -118,13 +122,12 @@ def answer_split(model: str, output: Path, settings: Settings) -> int:
 
 
 def regenerate_one(
-    judge: Guard, model: str, text: str, images: Sequence[str | Path], rounds: int, settings: Settings
+    judge: Guard, path: str, prompt: Prompt, rounds: int, model: ModelSection, generation: GenerationSection, seed: int
 ) -> Transcript:
     """One answer through the guard; where the guard cannot judge questions, only answers are judged."""
     from guard.regenerate import GenerativePolicy, regenerate
 
-    prompt = one_prompt(text, images)
-    answering = Answering(model, settings)
-    torch.manual_seed(settings.seed)
+    answering = Answering(path, model, generation)
+    torch.manual_seed(seed)
     policy = GenerativePolicy(answering, answering.encoder, answering.sampling, answering.batch_size)
     return regenerate(policy, judge, [prompt], rounds, judge_query=judge.can_judge("query"))[0]

@@ -15,50 +15,59 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from beavertails_v.errors import UserError
 from safe_rlhf_v.config import Settings, SettingsError
-from safe_rlhf_v.config_io import flatten
 from safe_rlhf_v.console import plain
 from safe_rlhf_v.files import replace_text
-from safe_rlhf_v.stages.fingerprint import absolute, data_files, file_hash, model_files
+from safe_rlhf_v.stages.card import Card, write_card
+from safe_rlhf_v.stages.fingerprint import absolute
+from safe_rlhf_v.stages.identity import STAGE, identity, made, read_record, refuse_other
 
 T = TypeVar("T")
-LOCK, STAGE, DONE, LEFT_OUT = ".lock", "stage.json", "done.json", "left_out.jsonl"
-MADE = " made"  # "start made" tells what stood in the folder that "start" names: the folder itself may have moved
-# What may change between a killed run and its continuation without changing the result.
-BOOKKEEPING = {
-    "save_steps",
-    "save_total_limit",
-    "logging_steps",
-    "eval_steps",
-    "report_to",
-    "per_device_eval_batch_size",
-}
-FILES = ("data.columns", "guard.policy")  # small files that decide what labels and verdicts mean
-PATHS = ("model.path", "model.start", "data.path", "guard.benign", "guard.path", "direct.reference")
+LOCK, DONE, LEFT_OUT = ".lock", "done.json", "left_out.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """What a stage's work leaves for the one who writes its folder, beside the files of its model.
+
+    measured: for done.json and whoever asked. base: the model that the card names. shown: what the card shows of what
+    was measured, else all. parts: folders below that hold models of their own, with a metrics.json, and their bases.
+    """
+
+    measured: dict[str, Any]
+    base: str
+    shown: Mapping[str, Any] | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+Work = Callable[[Path], StageResult | dict[str, Any]]
+"""Does a stage in its folder. A dictionary is what it measured, where it makes no model."""
 
 
 def run_stage(
     name: str,
     settings: Settings,
     sections: Sequence[str],
-    work: Callable[[Path], dict[str, Any]],
+    work: Work,
     *,
+    card: Card | None = None,
     overwrite: bool = False,
     **inputs: Any,
 ) -> dict[str, Any]:
     """Do `work(folder)` unless it is done; returns what it measured.
 
-    sections: those of the settings that the result depends on, beside model, data and seed. inputs: what else it
-    depends on, such as the model it starts from. Raises SettingsError where the folder holds work of other settings,
-    other data or other models, or where another run is at work in it.
+    sections: those of the settings that the result depends on, beside model, data and seed. card: of the model that the
+    work makes. inputs: what else the result depends on, such as the model it starts from. Raises SettingsError where
+    the folder holds work of other settings, other data or other models, or where another run is at work in it.
     """
     folder = Path(settings.output_dir) / name
     given = {key: absolute(str(value)) for key, value in inputs.items()}
-    wanted = by_main(lambda: (flat := identity(settings, sections) | given) | made(flat, settings))
+    wanted = by_main(lambda: (flat := identity(settings, sections) | given) | made(flat, settings.data))
     if not overwrite and (measured := by_main(lambda: _kept(folder, wanted))) is not None:
         return measured
     require_writable(folder)
@@ -67,26 +76,26 @@ def run_stage(
             _throw_away(folder)
         elif (measured := by_main(lambda: _kept(folder, wanted))) is not None:  # another run ended it meanwhile
             return measured
-        return _work(folder, wanted, work)
+        return _work(folder, wanted, lambda: record(work(folder), folder, card, settings))
 
 
 def _kept(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a finished stage measured, or None. Raises SettingsError for work that is not this one's."""
-    _refuse_other(folder, wanted)
+    refuse_other(folder, wanted)
     if done := read_done(folder):
         plain(f"{folder.name}: done before, {folder} is kept")
         return dict(done["measured"])
     return None
 
 
-def _work(folder: Path, wanted: Mapping[str, Any], work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def _work(folder: Path, wanted: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if main_process():
         write_json(folder / STAGE, wanted)
     from safe_rlhf_v.training.encode import write_left_out
 
     start = time.monotonic()
     try:
-        measured = work(folder)
+        measured = work()
         if main_process():
             write_json(folder / DONE, {"seconds": round(time.monotonic() - start, 1), "measured": measured})
     except Exception as error:
@@ -98,6 +107,24 @@ def _work(folder: Path, wanted: Mapping[str, Any], work: Callable[[Path], dict[s
             raise _full_disk(folder) from error
         raise
     return measured
+
+
+def record(result: StageResult | dict[str, Any], folder: Path, card: Card | None, settings: Settings) -> dict[str, Any]:
+    """What was measured, once the main process has written settings.yaml and the card, of each part as well."""
+    if isinstance(result, dict):
+        return result
+    if main_process() and card is not None:
+        shown = result.measured if result.shown is None else result.shown
+        for name, base, measured in [("", result.base, shown), *_parts(folder, result.parts)]:
+            settings.save(folder / name / "settings.yaml")
+            write_card(folder / name, card, base, settings.data, settings.seed, measured)
+    return result.measured
+
+
+def _parts(folder: Path, parts: Mapping[str, str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each part's name, base and metrics.json."""
+    for name, base in parts.items():
+        yield name, base, json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -180,76 +207,12 @@ def _wait_for_all() -> None:
         process_state().wait_for_everyone()
 
 
-def identity(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
-    """The settings a stage's result depends on, flat: {"reward.learning_rate": 3e-05, ...}; local paths absolute."""
-    tree = settings.model_dump(mode="json", include={"seed", "model", "data", *sections})
-    flat = {key: value for key, value in flatten(tree).items() if key.rpartition(".")[2] not in BOOKKEEPING}
-    return {key: absolute(value) if key in PATHS or _is_file(key, value) else value for key, value in flat.items()}
-
-
-def _is_file(key: str, value: Any) -> bool:
-    """Whether the value names a file of the user's, not a column map or a policy that comes with the package."""
-    return key in FILES and bool(value) and Path(value).is_file()
-
-
-def made(wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """What stands in the folders that the values name: {"start made": {"config.json": hash, ...}, ...}."""
-    found: dict[str, Any] = {}
-    for key, value in wanted.items():
-        if key in ("data.path", "guard.benign") and value:
-            found[key] = data_files(value, settings.data)
-        elif _is_file(key, value):
-            found[key] = {Path(value).name: file_hash(Path(value))}
-        elif isinstance(value, str) and Path(value).is_dir():
-            found[key] = model_files(Path(value))
-    return {key + MADE: files for key, files in found.items() if files}
-
-
-def _refuse_other(folder: Path, wanted: Mapping[str, Any]) -> None:
-    file = folder / STAGE
-    if not file.is_file():
-        return
-    before = _read(file, "with which settings it was made is not known; choose another output_dir")
-    for key in (key for key in wanted if key.endswith(MADE) and key in before and before[key] != wanted[key]):
-        raise SettingsError(_other_files(folder, key.removesuffix(MADE), before[key], wanted))
-    same = {key for key in wanted if key + MADE in wanted and before.get(key + MADE) == wanted[key + MADE]}  # moved
-    settled = same | {key for key in {**before, **wanted} if key.endswith(MADE)}
-    changed = [key for key in {**before, **wanted} if key not in settled and before.get(key) != wanted.get(key)]
-    if changed:
-        listed = ", ".join(f"{key} ({before.get(key)} then, {wanted.get(key)} now)" for key in changed[:4])
-        raise SettingsError(
-            f"{folder} was made with other settings: {listed}{' ...' * (len(changed) > 4)}; "
-            "choose another output_dir, or throw it away: delete it, or add --overwrite where the command has it"
-        )
-
-
-def _other_files(folder: Path, key: str, before: Any, wanted: Mapping[str, Any]) -> str:
-    now = wanted[key + MADE]
-    old = before if isinstance(before, Mapping) else {}
-    names = sorted(name for name in {**old, **now} if old.get(name) != now.get(name))
-    data = key in ("data.path", "guard.benign")
-    what = "the data" if data else f"the file {key!r}" if key in FILES else f"the model {key!r}"
-    return (
-        f"{folder} was made with other files: {what} changed since, {wanted[key]}: "
-        f"{', '.join(names[:4])}{' ...' * (len(names) > 4)}; choose another output_dir, or throw it away: delete it, "
-        "or add --overwrite where the command has it"
-    )
-
-
 def read_done(folder: Path) -> dict[str, Any] | None:
     """{"seconds", "measured"} of a finished stage, or None."""
     file = folder / DONE
     if not file.is_file():
         return None
-    return _read(file, "delete it to have the stage end once more from its newest checkpoint")
-
-
-def _read(file: Path, otherwise: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        why = "empty, as after a power cut" if not file.stat().st_size else "damaged"
-        raise SettingsError(f"{file} is {why}: {otherwise}; or add --overwrite to begin anew") from None
+    return read_record(file, "delete it to have the stage end once more from its newest checkpoint")
 
 
 def write_json(path: Path, value: Any) -> None:

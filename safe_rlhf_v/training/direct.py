@@ -9,35 +9,34 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from beavertails_v.schema import Comparison
 from safe_rlhf_v.algorithms.protocol import DirectAlgorithm
 from safe_rlhf_v.algorithms.sacpo import SACPO, merge
-from safe_rlhf_v.config import PairsSection, Settings, SettingsError
+from safe_rlhf_v.config import ModelSection, PairsSection, SettingsError
 from safe_rlhf_v.models.backbone import add_lora, load_backbone
 from safe_rlhf_v.models.heads import HEADS_FILE, HeadedModel
+from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.separate_roles import same_tokens
 from safe_rlhf_v.models.sharding import launched_sharded
-from safe_rlhf_v.training.card import write_card
 from safe_rlhf_v.training.cost_ascent import CostAscent
 from safe_rlhf_v.training.direct_rows import DirectCollator, DirectRows, read_columns, write_columns
 from safe_rlhf_v.training.direct_trainer import DirectTrainer, displaced, logps_of, scores_of
-from safe_rlhf_v.training.encode import response_rows
+from safe_rlhf_v.training.encode import LEFT_OUT, response_rows, thorough
 from safe_rlhf_v.training.records import MetricsFile
+from safe_rlhf_v.training.setup import Setup
 from safe_rlhf_v.training.supervised import (
     Resume,
     finish,
     fit,
-    list_left_out,
+    list_missing,
     load_for_training,
     lora_settings,
-    opens_pictures,
     save_policy,
     training_arguments,
 )
@@ -54,8 +53,8 @@ def train_direct(
     evaluation: Sequence[Comparison],
     base: str | Path,
     output_dir: str | Path,
-    settings: Settings,
     section: PairsSection,
+    setup: Setup,
     reference: str | Path | None = None,
     resume_from_checkpoint: Resume = "auto",
     *,
@@ -70,24 +69,18 @@ def train_direct(
     reward_model, cost_model: folders, for an algorithm that asks for scores. Adapters train without
     dropout and are merged: the folder always holds a whole model. Raises as `train_sft`.
     """
-    if launched_sharded() and hasattr(algorithm, "constraint"):
-        raise SettingsError(
-            f"direct.algorithm: {type(algorithm).__name__} draws answers while it trains: not under FSDP2, use DDP"
-        )
-    if launched_sharded() and section.ptx_coeff:
-        raise SettingsError("ptx_coeff above 0 takes two forwards a step of this trainer: not under FSDP2, use DDP")
+    if launched_sharded():
+        _refuse_under_sharding(algorithm, section)
     output_dir = Path(output_dir)
-    backbone, encoder = load_for_training(base, settings, section)
+    backbone, encoder = load_for_training(base, setup, section)
     scorers = _scorers(algorithm, encoder, reward_model, cost_model)
     if section.use_lora:  # dropout would make log pi differ from log ref by chance
-        add_lora(backbone, lora_settings(settings, dropout=0.0))
-    model = ResponseLogps(backbone, encoder.placeholder_ids)
-    rows = DirectRows(train, encoder, algorithm, thorough=opens_pictures(settings))
-    held_out = DirectRows(evaluation, encoder, thorough=True)
-    list_left_out(output_dir, (train, rows), (evaluation, held_out))
+        add_lora(backbone, lora_settings(setup.model, dropout=0.0))
+    rows, held_out = DirectRows(train, encoder, algorithm), DirectRows(evaluation, thorough(encoder))
+    list_missing(output_dir, (train, rows), (evaluation, held_out))
     trainer = DirectTrainer(
-        model,
-        training_arguments(section, output_dir, settings.seed),
+        ResponseLogps(backbone, encoder.placeholder_ids),
+        training_arguments(section, output_dir, setup.seed),
         algorithm=algorithm,
         ptx_coeff=section.ptx_coeff,
         train_dataset=rows,
@@ -95,22 +88,37 @@ def train_direct(
         data_collator=DirectCollator(encoder),
         callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
     )
-    _precompute(trainer, model, encoder, settings, reference, scorers, {"train": rows, "evaluation": held_out})
+    _precompute(trainer, encoder, setup.model, reference, scorers, {"train": rows, "evaluation": held_out})
     if section.ptx_coeff:
         pool = train if demonstrations is None else demonstrations
-        rows.imitate(response_rows(pool, section.demonstrations, encoder), settings.seed)
+        rows.imitate(response_rows(pool, section.demonstrations, encoder), setup.seed)
     if trainer.constraint is not None:
-        cost = _scorer(scorers["costs"], settings, trainer.args.device)
+        cost = _scorer(scorers["costs"], setup.model, trainer.args.device)
         trainer.add_callback(CostAscent(trainer, rows.prompts(), encoder, cost))
-    measured = fit(trainer, "direct", resume_from_checkpoint)
+    measured = _fit(trainer, resume_from_checkpoint)
+    trainer.make_whole()
+    if trainer.is_world_process_zero():
+        save_policy(backbone, encoder, output_dir, setup.model.dtype, base if section.use_lora else None)
+    return finish(trainer, (train, rows), (evaluation, held_out), measured)
+
+
+def _refuse_under_sharding(algorithm: DirectAlgorithm, section: PairsSection) -> None:
+    if hasattr(algorithm, "constraint"):
+        raise SettingsError(
+            f"direct.algorithm: {type(algorithm).__name__} draws answers while it trains: not under FSDP2, use DDP"
+        )
+    if section.ptx_coeff:
+        raise SettingsError("ptx_coeff above 0 takes two forwards a step of this trainer: not under FSDP2, use DDP")
+
+
+def _fit(trainer: DirectTrainer, resume: Resume) -> dict[str, Any]:
+    """As `fit`, with a warning of displaced likelihoods and the multiplier of an algorithm that has one."""
+    measured = fit(trainer, "direct", resume)
     if warning := displaced(measured["evaluation"]):
         log.warning(warning)
     if trainer.constraint is not None:
         measured["multiplier"] = trainer.constraint.multiplier
-    trainer.make_whole()
-    if trainer.is_world_process_zero():
-        save_policy(backbone, encoder, output_dir, settings, base if section.use_lora else None)
-    return finish(trainer, "direct", base, settings, (train, rows), (evaluation, held_out), measured)
+    return measured
 
 
 def _scorers(
@@ -126,16 +134,15 @@ def _scorers(
     return {"rewards": Path(reward), "costs": Path(cost)}
 
 
-def _scorer(folder: Path, settings: Settings, device: Any) -> HeadedModel:
-    load = {"dtype": settings.model.dtype, "attn_implementation": settings.model.attn_implementation}
+def _scorer(folder: Path, model: ModelSection, device: Any) -> HeadedModel:
+    load = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
     return HeadedModel.from_pretrained(folder, **load).to(device).requires_grad_(False)
 
 
 def _precompute(
     trainer: DirectTrainer,
-    model: ResponseLogps,
     encoder: Encoder,
-    settings: Settings,
+    model: ModelSection,
     reference: str | Path | None,
     scorers: dict[str, Path],
     sets: dict[str, DirectRows],
@@ -152,11 +159,13 @@ def _precompute(
     trainer.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     missing = {name: rows for name, rows in sets.items() if found[name] is None}
     if missing:
-        asked = model if reference is None else _reference(reference, encoder, settings, trainer.args.device)
+        asked: Any = trainer.model
+        if reference is not None:
+            asked = _reference(reference, encoder, model, trainer.args.device)
         columns = {name: trainer.column(rows, logps_of(asked)) for name, rows in missing.items()}
         del asked
         for column, path in scorers.items():
-            scorer = _scorer(path, settings, trainer.args.device)
+            scorer = _scorer(path, model, trainer.args.device)
             for name, rows in missing.items():
                 if column in wanted[name]:
                     columns[name] |= trainer.column(rows, scores_of(scorer, column))
@@ -168,9 +177,9 @@ def _precompute(
             write_columns(folder / f"{name}_columns.safetensors", keys[name], rows.columns)
 
 
-def _reference(path: str | Path, encoder: Encoder, settings: Settings, device: Any) -> ResponseLogps:
+def _reference(path: str | Path, encoder: Encoder, model: ModelSection, device: Any) -> ResponseLogps:
     same_tokens(encoder.tokenizer, path)
-    options = settings.model.model_dump(include={"dtype", "quantization", "attn_implementation"})
+    options = model.model_dump(include={"dtype", "quantization", "attn_implementation"})
     backbone = load_backbone(path, **options, device=device)
     return ResponseLogps(backbone.requires_grad_(False), encoder.placeholder_ids)
 
@@ -186,8 +195,8 @@ def train_sacpo(
     evaluation: Sequence[Comparison],
     base: str | Path,
     output_dir: str | Path,
-    settings: Settings,
     section: PairsSection,
+    setup: Setup,
     reference: str | Path | None = None,
     resume_from_checkpoint: Resume = "auto",
 ) -> dict[str, Any]:
@@ -200,20 +209,16 @@ def train_sacpo(
     for name, one in zip(STAGES, algorithm.stages(), strict=True):
         folder = output_dir / name
         done = folder / "metrics.json"
-        arguments = (train, evaluation, base, folder, settings, section, reference, resume_from_checkpoint)
+        arguments = (train, evaluation, base, folder, section, setup, reference, resume_from_checkpoint)
         measured[name] = (
             json.loads(done.read_text(encoding="utf-8")) if done.is_file() else train_direct(one, *arguments)
         )
         base, reference = folder, None
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        merge_models(output_dir / STAGES[0], output_dir / STAGES[1], output_dir, algorithm.q, settings.model.dtype)
-        settings.save(output_dir / "settings.yaml")
-        (output_dir / "left_out.jsonl").write_text(
-            (output_dir / STAGES[1] / "left_out.jsonl").read_text(encoding="utf-8"), encoding="utf-8"
-        )
-        write_card(output_dir, "direct", str(base), settings, {"q": algorithm.q, **measured})
+    process_state().wait_for_everyone()
+    if process_state().is_main_process:
+        first, second = (output_dir / name for name in STAGES)
+        merge_models(first, second, output_dir, algorithm.q, setup.model.dtype)
+        shutil.copyfile(second / LEFT_OUT, output_dir / LEFT_OUT)
     return {"q": algorithm.q, **measured}
 
 

@@ -36,12 +36,10 @@ class DirectRows(Dataset[Any]):
         data: Sequence[Comparison],
         encoder: Encoder,
         algorithm: DirectAlgorithm | None = None,
-        *,
-        thorough: bool = False,
     ) -> None:
-        """algorithm: what the rows train; None for rows that are only measured. thorough: as of `check_prompt`."""
+        """algorithm: what the rows train; None for rows that are only measured."""
         drops = algorithm is not None and algorithm.drops_both_unsafe
-        self._rows = pair_rows(data, encoder, _both_unsafe if drops else None, thorough=thorough)
+        self._rows = pair_rows(data, encoder, _both_unsafe if drops else None)
         self.left_out = self._rows.left_out
         self.columns: dict[str, Tensor] = {}
         self.demonstrations: Sequence[LabelledResponse] | Any = ()

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +21,11 @@ from beavertails_v.errors import UserError
 from beavertails_v.report import without_place
 from beavertails_v.schema import Comparison, LabelledResponse, Prompt
 from safe_rlhf_v.files import replace_text
+from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.processing import Encoder, EncodingError
 from safe_rlhf_v.types import PairBatch, Responses
 
+LEFT_OUT = "left_out.jsonl"
 Pick = Literal["all", "more_helpful", "safer", "both"]
 
 
@@ -69,7 +72,17 @@ def write_left_out(path: str | Path, left_out: Sequence[LeftOut]) -> None:
     order = ("split", "file", "row", "prompt_id", "reason", "detail")
     lines = [json.dumps({name: getattr(x, name) for name in order}, ensure_ascii=False) + "\n" for x in left_out]
     text = "".join(lines).encode("utf-8", "backslashreplace").decode()  # half a character pair, which JSON reads back
-    replace_text(Path(path) / "left_out.jsonl" if Path(path).is_dir() else Path(path), text)
+    replace_text(Path(path) / LEFT_OUT if Path(path).is_dir() else Path(path), text)
+
+
+def list_left_out(folder: Path, left_out: Sequence[LeftOut], unread: Sequence[str] = ()) -> None:
+    """left_out.jsonl, before anything can end the run; and a line of each count of what the model cannot read,
+    such as "2 of 9 rows". On the main process."""
+    if process_state().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_left_out(folder, left_out)
+        for count in unread:
+            print(f"{count} left out, see {folder / LEFT_OUT}", flush=True)
 
 
 @contextmanager
@@ -115,18 +128,15 @@ def pair_rows(
     data: Sequence[Comparison],
     encoder: Encoder,
     also: Callable[[Comparison], tuple[str, str] | None] | None = None,
-    *,
-    thorough: bool = False,
 ) -> Rows:
     """The pairs whose prompt and two responses can be encoded and whose responses are different tokens.
 
-    also: (reason, detail) of a pair that is left out beside these, or None for one that stays. thorough: as of
-    `check_prompt`.
+    also: (reason, detail) of a pair that is left out beside these, or None for one that stays.
     """
     kept, left_out = [], []
     for i in range(len(data)):
         row = data[i]
-        fault = _pair_fault(row, encoder, thorough) or (also(row) if also is not None else None)
+        fault = _pair_fault(row, encoder) or (also(row) if also is not None else None)
         if fault is None:
             kept.append(i)
         else:
@@ -134,19 +144,17 @@ def pair_rows(
     return Rows(data.__getitem__, kept, left_out)
 
 
-def _pair_fault(row: Comparison, encoder: Encoder, thorough: bool) -> tuple[str, str] | None:
+def _pair_fault(row: Comparison, encoder: Encoder) -> tuple[str, str] | None:
     texts = [r.text for r in row.responses]
-    if found := fault(row.prompt, texts, encoder, thorough=thorough):
+    if found := fault(row.prompt, texts, encoder):
         return found
     first, second = map(encoder.response_ids, texts)
     return ("identical", "both responses are the same tokens") if first == second else None
 
 
-def response_rows(
-    data: Sequence[Comparison] | Sequence[LabelledResponse], pick: Pick, encoder: Encoder, *, thorough: bool = False
-) -> Rows:
+def response_rows(data: Sequence[Comparison] | Sequence[LabelledResponse], pick: Pick, encoder: Encoder) -> Rows:
     """Single responses: those of LabelledResponses, or of Comparisons the picked ones: all, the more helpful, the
-    safer, or those that are both. thorough: as of `check_prompt`."""
+    safer, or those that are both."""
     kept, left_out = [], []
     for i in range(len(data)):
         row = data[i]
@@ -155,7 +163,7 @@ def response_rows(
             why = ("AxesDisagree", "no response is preferred on both axes")
             left_out.append(left_out_at(data, i, row.prompt, *why))
         for k in chosen:
-            found = fault(row.prompt, [labelled(row, k).response.text], encoder, thorough=thorough)
+            found = fault(row.prompt, [labelled(row, k).response.text], encoder)
             if found is None:
                 kept.append((i, k))
             else:
@@ -163,10 +171,10 @@ def response_rows(
     return Rows(lambda key: labelled(data[key[0]], key[1]), kept, left_out)
 
 
-def fault(prompt: Prompt, texts: Sequence[str], encoder: Encoder, *, thorough: bool = False) -> tuple[str, str] | None:
+def fault(prompt: Prompt, texts: Sequence[str], encoder: Encoder) -> tuple[str, str] | None:
     """The one gate of every row, split and command: (reason, detail) where prompt or texts cannot be encoded."""
     try:
-        check_prompt(prompt, encoder, thorough=thorough)
+        check_prompt(prompt, encoder)
         for text in texts:
             encoder.response_ids(text)
     except EncodingError as error:
@@ -174,14 +182,19 @@ def fault(prompt: Prompt, texts: Sequence[str], encoder: Encoder, *, thorough: b
     return None
 
 
-def encodable(
-    prompts: Sequence[Prompt], encoder: Encoder, data: Any = None, *, thorough: bool = False
-) -> tuple[list[Prompt], list[LeftOut]]:
+def thorough(encoder: Encoder) -> Encoder:
+    """The encoder as the gate of rows that are few, or that loading looked at only in part: it opens every picture."""
+    found = copy(encoder)
+    found.opens_pictures = True
+    return found
+
+
+def encodable(prompts: Sequence[Prompt], encoder: Encoder, data: Any = None) -> tuple[list[Prompt], list[LeftOut]]:
     """The prompts that the model can read, and the others by name and, of a data set, by file, row and split.
 
     Raises DataError where there are none.
     """
-    found = {i: why for i, prompt in enumerate(prompts) if (why := fault(prompt, [], encoder, thorough=thorough))}
+    found = {i: why for i, prompt in enumerate(prompts) if (why := fault(prompt, [], encoder))}
     places = _places(data) if found and hasattr(data, "origin") else {}
     left_out = [
         left_out_at(data, places[prompts[i].id], prompts[i], *why) if places else left_out_at(None, i, prompts[i], *why)
@@ -214,14 +227,13 @@ def labelled(row: Comparison | LabelledResponse, k: int) -> LabelledResponse:
     return row if isinstance(row, LabelledResponse) else LabelledResponse(prompt=row.prompt, response=row.responses[k])
 
 
-def check_prompt(prompt: Prompt, encoder: Encoder, *, thorough: bool = False) -> None:
+def check_prompt(prompt: Prompt, encoder: Encoder) -> None:
     """Raises EncodingError where the prompt cannot be encoded.
 
-    Pictures are opened where length is limited, or where thorough: of rows that are few, or that loading looked at
-    only in part.
+    Pictures are opened where length is limited, or where the encoder is `thorough`.
     """
     encoder.refuse_special(prompt)
-    if thorough or encoder.max_prompt_length is not None:
+    if encoder.opens_pictures or encoder.max_prompt_length is not None:
         encoder.prompts([prompt])
 
 

@@ -20,7 +20,7 @@ from beavertails_v.taxonomy import Taxonomy
 from safe_rlhf_v.algorithms.caid import Measured, dual_rates, measure, pseudo_labels
 from safe_rlhf_v.algorithms.can import OneShot, OneShotSolution
 from safe_rlhf_v.algorithms.dpo import DPO
-from safe_rlhf_v.config import IterativeSection, Settings, SettingsError
+from safe_rlhf_v.config import IterativeSection, SettingsError
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
@@ -28,6 +28,7 @@ from safe_rlhf_v.models.separate_roles import SeparateRoles, same_tokens
 from safe_rlhf_v.scorers import ModelScorer, Scorer
 from safe_rlhf_v.training.direct import train_direct
 from safe_rlhf_v.training.sampled import PreferenceScorer, Sampled, draw, kept
+from safe_rlhf_v.training.setup import Setup
 
 ALL = "all"
 HELD_OUT = 0.05  # share of the pairs that DPO is measured on
@@ -78,7 +79,8 @@ class ModelProblem:
 
     def __init__(
         self,
-        settings: Settings,
+        section: IterativeSection,
+        setup: Setup,
         folder: Path,
         start: str | Path,
         sources: tuple[str | Path, str | Path],
@@ -86,10 +88,10 @@ class ModelProblem:
         device: torch.device | str = "cpu",
         demonstrations: Sequence[Comparison] = (),
     ) -> None:
-        self.settings, self.section, self.folder = settings, settings.iterative, folder
+        self.section, self.setup, self.folder = section, setup, folder
         self.start, self.sources, self.device = Path(start), sources, device
         self.demonstrations = demonstrations
-        order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(setup.seed)).tolist()
         held_out, trained = order[: self.section.prompts], order[self.section.prompts :][: self.section.pair_prompts]
         if not trained:
             raise SettingsError(
@@ -111,6 +113,10 @@ class ModelProblem:
         """Folder of an iteration's policy; that of 0 is the reference."""
         return self.folder / f"iteration-{iteration}" if iteration else self.start
 
+    def base_of(self, iteration: int) -> Path:
+        """The model that an iteration's training begins with."""
+        return self.policy(iteration - 1 if self.section.start_from == "previous" else 0)
+
     def one_shot(self) -> tuple[OneShotSolution, list[float]]:
         found = self._samples(0)
         gains = self.constraints.gains(found.costs, self.measured_on)
@@ -130,9 +136,9 @@ class ModelProblem:
         pairs = self.pairs(multipliers, iteration)
         few = max(1, int(HELD_OUT * len(pairs)))
         train, held_out = pairs[:-few], pairs[-few:]
-        base = self.policy(iteration - 1 if self.section.start_from == "previous" else 0)
+        base = self.base_of(iteration)
         reference = None if base == self.start else self.start
-        where: Any = (base, folder, self.settings, self.section, reference)
+        where: Any = (base, folder, self.section, self.setup, reference)
         train_direct(DPO(beta=self.section.beta), train, held_out, *where, demonstrations=self.demonstrations)
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path)
@@ -177,10 +183,10 @@ class ModelProblem:
         return kept(path, lambda: self._generate(of, self.trained_on, self.section.pair_samples, self._seed(of, 1)))
 
     def _seed(self, iteration: int, purpose: int) -> int:
-        return self.settings.seed + 7919 * (3 * iteration + purpose + 1)
+        return self.setup.seed + 7919 * (3 * iteration + purpose + 1)
 
     def _generate(self, iteration: int, prompts: Sequence[Prompt], samples: int, seed: int) -> Sampled:
-        section, model = self.section, self.settings.model
+        section, model = self.section, self.setup.model
         load: dict[str, Any] = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
         load["device"] = self.device
         reference = load_backbone(self.start, **load)

@@ -31,6 +31,7 @@ from safe_rlhf_v.cost_measures import MEAN
 from safe_rlhf_v.generation.base import Engine, Sampling
 from safe_rlhf_v.models.roles import Roles
 from safe_rlhf_v.models.sharding import whole_tree
+from safe_rlhf_v.random_state import load_rng_state, rng_state
 from safe_rlhf_v.rollout import Passes, collect, sample, statistics
 from safe_rlhf_v.scorers import ModelScorer, Scorer
 from safe_rlhf_v.training import checkpoint
@@ -43,10 +44,8 @@ from safe_rlhf_v.training.runtime import (
     NotFinite,
     ShuffledIndices,
     fingerprint,
-    load_rng_state,
     named,
     read_metrics,
-    rng_state,
 )
 from safe_rlhf_v.types import Rollout
 

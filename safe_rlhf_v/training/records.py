@@ -12,7 +12,6 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.runtime import read_lines
 
 log = logging.getLogger(__name__)
@@ -84,12 +83,6 @@ class ProgressBar(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
         self.bar = None
-
-
-def latest_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint-N that is whole (trainer_state.json comes last), or None. Raises as `checkpoint`'s."""
-    found = checkpoint.latest_checkpoint(folder)
-    return None if found is None else str(found)
 
 
 def is_complete(checkpoint: Path) -> bool:

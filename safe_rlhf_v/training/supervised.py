@@ -1,8 +1,8 @@
 """Supervised fine-tuning and the reward and cost models of Safe RLHF-V (arXiv 2503.17682), from data to a saved folder.
 
 Each function trains, measures on the evaluation rows and writes to `output_dir`: the model with its processor,
-metrics.jsonl, metrics.json, left_out.jsonl, settings.yaml and a model card. Run again, it resumes from the newest
-whole checkpoint, bit for bit on the same hardware.
+metrics.jsonl, metrics.json and left_out.jsonl. Run again, it resumes from the newest whole checkpoint, bit for bit on
+the same hardware.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers.training_args import OptimizerNames
 from beavertails_v.schema import Comparison, LabelledResponse
 from safe_rlhf_v.algorithms.cost_model import CostModel
 from safe_rlhf_v.algorithms.reward_model import RewardModel
-from safe_rlhf_v.config import Settings, SettingsError, TrainSection
+from safe_rlhf_v.config import CostSection, ModelSection, RewardSection, SettingsError, SFTSection, TrainSection
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.models.adapters import whole_name
 from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, load_backbone
@@ -30,17 +30,19 @@ from safe_rlhf_v.models.memory import checkpoint_gradients
 from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.sharding import launched_sharded, launched_under
-from safe_rlhf_v.training.card import write_card
+from safe_rlhf_v.training.checkpoint import latest_checkpoint
 from safe_rlhf_v.training.encode import (
     LeftOut,
     PairCollator,
     ResponseCollator,
     dropped,
+    list_left_out,
     pair_rows,
     response_rows,
-    write_left_out,
+    thorough,
 )
-from safe_rlhf_v.training.records import MetricsFile, ProgressBar, latest_checkpoint
+from safe_rlhf_v.training.records import MetricsFile, ProgressBar
+from safe_rlhf_v.training.setup import Setup
 from safe_rlhf_v.training.trainers import PreferenceTrainer, ResponseLogps, SFTTrainer, SupervisedTrainer
 
 SAMPLE = 500  # training pairs that a cost model scores at the end, for the cost threshold "auto"
@@ -53,24 +55,25 @@ def train_sft(
     evaluation: Sequence[Comparison] | Sequence[LabelledResponse],
     base: str | Path,
     output_dir: str | Path,
-    settings: Settings,
+    section: SFTSection,
+    setup: Setup,
     resume_from_checkpoint: Resume = "auto",
 ) -> dict[str, Any]:
-    """Fine-tune `base` on the responses that settings.sft.responses picks; returns what metrics.json holds.
+    """Fine-tune `base` on the responses that section.responses picks; returns what metrics.json holds.
 
     Adapters are merged: the folder always holds a whole model. resume_from_checkpoint: "auto", a folder, or None.
     Raises DataError where no row can be encoded, SettingsError where the settings cannot go together.
     """
-    section, output_dir = settings.sft, Path(output_dir)
-    backbone, encoder = load_for_training(base, settings, section)
+    output_dir = Path(output_dir)
+    backbone, encoder = load_for_training(base, setup, section)
     if section.use_lora:
-        add_lora(backbone, lora_settings(settings))
-    rows = response_rows(train, section.responses, encoder, thorough=opens_pictures(settings))
-    held_out = response_rows(evaluation, section.responses, encoder, thorough=True)
-    list_left_out(output_dir, (train, rows), (evaluation, held_out))
+        add_lora(backbone, lora_settings(setup.model))
+    rows = response_rows(train, section.responses, encoder)
+    held_out = response_rows(evaluation, section.responses, thorough(encoder))
+    list_missing(output_dir, (train, rows), (evaluation, held_out))
     trainer = SFTTrainer(
         ResponseLogps(backbone, encoder.placeholder_ids),
-        training_arguments(section, output_dir, settings.seed),
+        training_arguments(section, output_dir, setup.seed),
         train_dataset=rows,
         eval_dataset=held_out,
         data_collator=ResponseCollator(encoder),
@@ -79,8 +82,8 @@ def train_sft(
     measured = fit(trainer, "sft", resume_from_checkpoint)
     trainer.make_whole()
     if trainer.is_world_process_zero():
-        save_policy(backbone, encoder, output_dir, settings, base if section.use_lora else None)
-    return finish(trainer, "sft", base, settings, (train, rows), (evaluation, held_out), measured)
+        save_policy(backbone, encoder, output_dir, setup.model.dtype, base if section.use_lora else None)
+    return finish(trainer, (train, rows), (evaluation, held_out), measured)
 
 
 def train_preference_model(
@@ -89,7 +92,8 @@ def train_preference_model(
     evaluation: Sequence[Comparison],
     base: str | Path,
     output_dir: str | Path,
-    settings: Settings,
+    section: RewardSection | CostSection,
+    setup: Setup,
     resume_from_checkpoint: Resume = "auto",
 ) -> dict[str, Any]:
     """Train a reward model (which response is more helpful) or a cost model (which is safer, and is it safe).
@@ -98,29 +102,28 @@ def train_preference_model(
     among them mean_cost_safe, from which a cost threshold can be taken, and train_scores.jsonl the scores themselves.
     Raises as `train_sft`.
     """
-    section, output_dir = getattr(settings, kind), Path(output_dir)
-    backbone, encoder = load_for_training(base, settings, section)
+    output_dir = Path(output_dir)
+    backbone, encoder = load_for_training(base, setup, section)
     freeze_output_layer(backbone)
-    model = HeadedModel(backbone, {"score": 1}, lora_settings(settings) if section.use_lora else None)
+    model = HeadedModel(backbone, {"score": 1}, lora_settings(setup.model) if section.use_lora else None)
     model.kind = kind
-    rows = pair_rows(train, encoder, thorough=opens_pictures(settings))
-    held_out = pair_rows(evaluation, encoder, thorough=True)
-    list_left_out(output_dir, (train, rows), (evaluation, held_out))
+    rows, held_out = pair_rows(train, encoder), pair_rows(evaluation, thorough(encoder))
+    list_missing(output_dir, (train, rows), (evaluation, held_out))
     trainer = PreferenceTrainer(
         model,
-        training_arguments(section, output_dir, settings.seed),
+        training_arguments(section, output_dir, setup.seed),
         kind=kind,
-        algorithm=_algorithm(kind, settings),
+        algorithm=_algorithm(section, setup),
         train_dataset=rows,
         eval_dataset=held_out,
-        data_collator=PairCollator(encoder, graded=kind == "reward" or settings.cost.graded),
+        data_collator=PairCollator(encoder, graded=not isinstance(section, CostSection) or section.graded),
         callbacks=[MetricsFile(output_dir / "metrics.jsonl")],
     )
     measured = fit(trainer, kind, resume_from_checkpoint)
     if trainer.is_world_process_zero():
         _write_scores(output_dir / "evaluation_scores.jsonl", held_out, *trainer.scored)
     if kind == "cost":
-        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))[:SAMPLE].tolist()
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(setup.seed))[:SAMPLE].tolist()
         sample = Subset(rows, chosen)
         measured["train_sample"] = trainer.measure(trainer.get_eval_dataloader(sample))
         if trainer.is_world_process_zero():
@@ -128,12 +131,7 @@ def train_preference_model(
     trainer.make_whole()
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir, encoder.processor)
-    return finish(trainer, kind, base, settings, (train, rows), (evaluation, held_out), measured)
-
-
-def opens_pictures(settings: Settings) -> bool:
-    """Whether training rows are read in full before the first step: loading has opened no picture."""
-    return settings.data.check_images == "header"
+    return finish(trainer, (train, rows), (evaluation, held_out), measured)
 
 
 def missing(split: Split) -> list[LeftOut]:
@@ -141,35 +139,42 @@ def missing(split: Split) -> list[LeftOut]:
     return dropped(split[0]) + split[1].left_out
 
 
-def list_left_out(folder: Path, *splits: Split) -> None:
-    """left_out.jsonl, before anything can end the run; and a line of what cannot be encoded. On the main process."""
-    if process_state().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_left_out(folder, [x for split in splits for x in missing(split)])
-        for data, rows in splits:
-            if rows.left_out:
-                print(f"{len(rows.left_out)} of {len(data)} rows left out, see {folder / 'left_out.jsonl'}", flush=True)
+def list_missing(folder: Path, *splits: Split) -> None:
+    """left_out.jsonl, before anything can end the run; and a line of what cannot be encoded."""
+    unread = [f"{len(rows.left_out)} of {len(data)} rows" for data, rows in splits if rows.left_out]
+    list_left_out(folder, [x for split in splits for x in missing(split)], unread)
 
 
-def load_for_training(base: str | Path, settings: Settings, section: TrainSection) -> tuple[Any, Encoder]:
+def load_for_training(base: str | Path, setup: Setup, section: TrainSection) -> tuple[Any, Encoder]:
     """Backbone with what does not train frozen, and its encoder. Seeds first: heads and adapters follow."""
-    model = settings.model
+    model = setup.model
     if model.quantization and not section.use_lora:
         raise SettingsError(f"model.quantization = {model.quantization!r} needs use_lora: true: only adapters train")
-    backbone = prepared_backbone(base, settings, section)
-    limits = (model.max_prompt_length, model.max_response_length)
-    return backbone, Encoder(load_processor(base), limits[0], max_response_length=limits[1], config=backbone.config)
+    backbone = prepared_backbone(base, setup, section)
+    return backbone, limited_encoder(load_processor(base), setup, backbone.config)
 
 
-def prepared_backbone(base: str | Path, settings: Settings, section: TrainSection) -> Any:
+def limited_encoder(processor: Any, setup: Setup, config: Any) -> Encoder:
+    """The gate of training rows: what is too long for the settings is refused, and pictures are opened as they say."""
+    limits = setup.model
+    return Encoder(
+        processor,
+        limits.max_prompt_length,
+        max_response_length=limits.max_response_length,
+        opens_pictures=setup.opens_pictures,
+        config=config,
+    )
+
+
+def prepared_backbone(base: str | Path, setup: Setup, section: TrainSection) -> Any:
     """The base model as a stage trains it, seed set first: vision frozen or not, as the section says.
 
     Raises SettingsError where it should be cut over the ranks and cannot be.
     """
-    model = settings.model
+    model = setup.model
     if launched_sharded():
-        _refuse_under_sharding(settings, section)
-    set_seed(settings.seed)
+        _refuse_under_sharding(model, section)
+    set_seed(setup.seed)
     backbone = load_backbone(
         base, dtype=model.dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
     )
@@ -179,11 +184,11 @@ def prepared_backbone(base: str | Path, settings: Settings, section: TrainSectio
     return backbone
 
 
-def _refuse_under_sharding(settings: Settings, section: TrainSection) -> None:
+def _refuse_under_sharding(model: ModelSection, section: TrainSection) -> None:
     stage = _stage(section)
     if launched_under("DEEPSPEED"):
         raise SettingsError(f"{stage} is cut by FSDP2, not DeepSpeed: use configs/accelerate/fsdp2.yaml")
-    if settings.model.quantization:
+    if model.quantization:
         raise SettingsError("model.quantization: FSDP2 does not cut quantized weights: set it to null, or use DDP")
     if not section.freeze_vision:
         raise SettingsError(f"{stage}.freeze_vision: false is not supported under FSDP2: set it to true, or use DDP")
@@ -202,19 +207,19 @@ def freeze_output_layer(backbone: Any) -> None:
         output.requires_grad_(False)
 
 
-def lora_settings(settings: Settings, dropout: float | None = None) -> LoraSettings:
-    """The adapters of settings.model.lora, or with another dropout: none where log-probabilities must not vary."""
-    lora = settings.model.lora
+def lora_settings(model: ModelSection, dropout: float | None = None) -> LoraSettings:
+    """The adapters of model.lora, or with another dropout: none where log-probabilities must not vary."""
+    lora = model.lora
     return LoraSettings(r=lora.r, alpha=lora.alpha, dropout=lora.dropout if dropout is None else dropout)
 
 
-def _algorithm(kind: str, settings: Settings) -> RewardModel | CostModel:
-    if kind == "reward":
-        return RewardModel(regularization=settings.reward.regularization)
+def _algorithm(section: RewardSection | CostSection, setup: Setup) -> RewardModel | CostModel:
+    if isinstance(section, RewardSection):
+        return RewardModel(regularization=section.regularization)
     return CostModel(
-        sign_weight=settings.cost.sign_weight,
-        regularization=settings.cost.regularization,
-        allow_contradictory="contradictory" in settings.data.keep,
+        sign_weight=section.sign_weight,
+        regularization=section.regularization,
+        allow_contradictory=setup.keeps_contradictory,
     )
 
 
@@ -244,12 +249,18 @@ def training_arguments(section: TrainSection, output_dir: str | Path, seed: int,
     )
 
 
-def fit(trainer: SupervisedTrainer, name: str, resume: Resume) -> dict[str, Any]:
+def run(trainer: SupervisedTrainer, name: str, resume: Resume) -> None:
+    """Train to the end, from the newest whole checkpoint where resume is "auto"; with our bar in place of Trainer's."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressBar(name))
-    folder = str(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=latest_checkpoint(folder) if resume == "auto" else resume)
+    newest = latest_checkpoint(str(trainer.args.output_dir)) if resume == "auto" else None
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None if resume == "auto" else resume)
+
+
+def fit(trainer: SupervisedTrainer, name: str, resume: Resume) -> dict[str, Any]:
+    """Train and measure; a loss that does not fall is said."""
+    run(trainer, name, resume)
     evaluation = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if name != "epoch"}
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     if trainer.is_world_process_zero() and (warning := flat_loss(name, losses)):
@@ -271,9 +282,7 @@ def flat_loss(name: str, losses: Sequence[float]) -> str | None:
     )
 
 
-def save_policy(
-    backbone: Any, encoder: Encoder, output_dir: Path, settings: Settings, adapter_base: str | Path | None
-) -> None:
+def save_policy(backbone: Any, encoder: Encoder, output_dir: Path, dtype: str, adapter_base: str | Path | None) -> None:
     """A whole model: adapters are merged into full-precision weights, also where training ran on quantized ones.
 
     adapter_base: the model that the adapter was trained on, itself perhaps an adapter folder; None without adapters.
@@ -282,7 +291,7 @@ def save_policy(
         # not backbone.name_or_path: of an adapter folder that is the model below it, and its adapter would be lost
         backbone.peft_config["default"].base_model_name_or_path = whole_name(adapter_base)
         save_adapter(backbone, "default", output_dir / "adapter")
-        backbone = load_backbone(output_dir / "adapter", dtype=settings.model.dtype)
+        backbone = load_backbone(output_dir / "adapter", dtype=dtype)
     backbone.save_pretrained(output_dir)
     encoder.processor.save_pretrained(output_dir)
 
@@ -296,25 +305,16 @@ def _write_scores(path: Path, pairs: Any, scores: Tensor, labels: Mapping[str, T
     path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows), encoding="utf-8")
 
 
-def finish(
-    trainer: SupervisedTrainer,
-    kind: str,
-    base: str | Path,
-    settings: Settings,
-    train: Split,
-    evaluation: Split,
-    measured: dict[str, Any],
-) -> dict[str, Any]:
-    """Write settings.yaml, the model card and, last and whole, metrics.json: it says that all is there.
-
-    On the main process alone.
-    """
-    output_dir = Path(str(trainer.args.output_dir))
+def finish(trainer: SupervisedTrainer, train: Split, evaluation: Split, measured: dict[str, Any]) -> dict[str, Any]:
+    """Write, last and whole, metrics.json: it says that all is there. On the main process alone."""
     measured |= {"train_rows": len(train[1]), "evaluation_rows": len(evaluation[1])}
     measured |= {"left_out": len(missing(train)), "evaluation_left_out": len(missing(evaluation))}
+    return write_measured(trainer, measured)
+
+
+def write_measured(trainer: SupervisedTrainer, measured: dict[str, Any]) -> dict[str, Any]:
+    """metrics.json, whole or not at all, by the main process while the others wait."""
     if trainer.is_world_process_zero():
-        settings.save(output_dir / "settings.yaml")
-        write_card(output_dir, kind, str(base), settings, measured)
-        replace_text(output_dir / "metrics.json", json.dumps(measured, indent=2) + "\n")
+        replace_text(Path(str(trainer.args.output_dir)) / "metrics.json", json.dumps(measured, indent=2) + "\n")
     trainer.accelerator.wait_for_everyone()
     return measured

@@ -28,9 +28,13 @@ from safe_rlhf_v.generation import Sampling
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.stages import build, evaluate, stages
+from safe_rlhf_v.stages import build, data, evaluate
 from safe_rlhf_v.stages.answering import Scoring
-from safe_rlhf_v.stages.folder import identity, run_stage
+from safe_rlhf_v.stages.folder import run_stage
+from safe_rlhf_v.stages.identity import identity
+from safe_rlhf_v.stages.report_constraint import bounded_instead
+from safe_rlhf_v.stages.report_notes import leakage_notes
+from safe_rlhf_v.stages.threshold import threshold
 
 TINY = """
 output_dir: {folder}/run
@@ -235,7 +239,7 @@ def test_direct_stage_from_pairs_to_report(folder: Path, tmp_path: Path) -> None
 def test_direct_algorithms_are_built_from_their_sections(name: str, algorithm: Any) -> None:
     own = ["direct.dpo.axis=safer", "direct.sacpo.q=0.5", "direct.c_dpo.threshold=-2"]
     chosen = load_settings(None, [f"direct.algorithm={name}", "direct.beta=0.3", "data.keep=[contradictory]", *own])
-    assert build.direct_algorithm(chosen) == algorithm
+    assert build.direct_algorithm(chosen.direct, build.setup(chosen).keeps_contradictory) == algorithm
 
 
 def test_killed_stage_goes_on(folder: Path, tmp_path: Path) -> None:
@@ -296,9 +300,9 @@ def test_no_rank_looks_before_the_main_one_has_thrown_away(tmp_path: Path) -> No
 def test_demonstrations_that_cannot_be_encoded_are_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They would otherwise end the run at whichever step draws them."""
     settings = load_settings(folder / "run.yaml", ["model.max_response_length=12"])
-    data, encoder = build.comparisons(settings, "train"), Encoder(load_processor(folder / "base"))
-    found = build.demonstrations(settings, data, encoder)
-    assert found is not None and 0 < len(found) < len(data)
+    pairs, encoder = data.comparisons(settings.data, "train"), Encoder(load_processor(folder / "base"))
+    found, _ = data.demonstrations(pairs, "more_helpful", encoder, settings.model.max_response_length)
+    assert 0 < len(found) < len(pairs)
     assert encoder.responses([text for _, text in found]).ids.shape[1] <= 12
     assert encoder.max_response_length is None
     assert "demonstrations left out" in capsys.readouterr().out
@@ -315,35 +319,37 @@ def test_guard_does_not_grade_its_own_rounds(monkeypatch: pytest.MonkeyPatch) ->
     scorer: Any = lambda prompts, texts: ([0.0], [-1.0])  # noqa: E731
     benchmark = evaluate.benchmark_of(prompts, scorer, evaluate._severities(flags_all))
     assert benchmark.judge(prompts[:1], ["so ."])[0].unsafe  # elsewhere the guard has its say
-    rounds = evaluate._rounds(load_settings(), flags_all, base, benchmark)
+    rounds = evaluate._rounds(flags_all, base, benchmark, 5, 0)
     assert rounds == [False, prompts[2:]]
     assert asked == [prompts[:1], prompts[2:]]  # what invites harm and what is harmless, each in a loop of its own
 
 
 def test_report_warns_of_evaluation_prompts_seen_in_training(folder: Path, tmp_path: Path) -> None:
     """By what the stages were trained on, which the settings of the evaluation need not name."""
-    prompts = {s: build.comparisons(load_settings(folder / "run.yaml"), s).prompts() for s in ("train", "evaluation")}  # type: ignore[arg-type]
+    made = load_settings(folder / "run.yaml").data
+    prompts = dict(zip(("train", "evaluation"), (pairs.prompts() for pairs in data.both(made)), strict=True))
     settings = load_settings(folder / "run.yaml", [f"output_dir={tmp_path}"])
-    assert evaluate.leakage_notes(settings, prompts["evaluation"]) == []  # nothing was trained here
+    world = settings.data.path
+    assert leakage_notes(tmp_path, world, prompts["evaluation"]) == []  # nothing was trained here
     run_stage("reward", settings, ["reward"], lambda _: {})
     run_stage("cost", settings, ["cost"], lambda _: {})
-    assert evaluate.leakage_notes(settings, prompts["evaluation"]) == []
+    assert leakage_notes(tmp_path, world, prompts["evaluation"]) == []
     elsewhere = load_settings(folder / "run.yaml", [f"output_dir={tmp_path}", "data.path=elsewhere"])
     mixed = [*prompts["evaluation"], *prompts["train"][:2], replace(prompts["train"][2], text="another question")]
-    (note,) = evaluate.leakage_notes(elsewhere, mixed)
+    (note,) = leakage_notes(tmp_path, elsewhere.data.path, mixed)
     assert f"3 of {len(mixed)} evaluation prompts" in note and str(folder / "data") in note
     assert "2 stand there word for word with their pictures, 1 shares a picture alone" in note
 
 
 def test_repo_has_its_own_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = load_settings(None, ["policy.algorithm=repo", "policy.threshold=auto"])
-    assert stages.threshold(settings, tmp_path) == 0.0
+    assert threshold(settings.policy, tmp_path) == 0.0
     assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("given", ["policy.threshold=-1.5", "policy.threshold_quantile=0.3"])
 def test_a_bound_that_repo_does_not_use_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
-    assert stages.threshold(load_settings(None, ["policy.algorithm=repo", given]), tmp_path) == 0.0
+    assert threshold(load_settings(None, ["policy.algorithm=repo", given]).policy, tmp_path) == 0.0
     assert "policy.threshold is not used by repo" in capsys.readouterr().out
 
 
@@ -351,7 +357,8 @@ def test_scores_of_answers_that_spell_a_special_token(folder: Path, tmp_path: Pa
     for name in ("reward", "cost"):
         model = HeadedModel(load_backbone(folder / "base"), {"score": 1})
         model.save_pretrained(tmp_path / name, load_processor(folder / "base"))
-    scoring = Scoring(tmp_path / "reward", tmp_path / "cost", load_settings(folder / "run.yaml"))
+    settings = load_settings(folder / "run.yaml")
+    scoring = Scoring(tmp_path / "reward", tmp_path / "cost", settings.model, settings.generation.batch_size)
     rewards, costs = scoring([Prompt(text="what is this ?")], ["this is <image> </s> it"])
     assert len(rewards) == len(costs) == 1
 
@@ -545,7 +552,7 @@ def test_help_does_not_wait_for_torch() -> None:
 def test_the_report_says_what_training_bounded_where_it_is_not_the_mean(
     changes: list[str], want: tuple[float, float] | None
 ) -> None:
-    found = evaluate.bounded_instead(load_settings(None, changes), -0.5, [-2.0, -1.0, 0.0, 4.0], ["a", "b", "a", "b"])
+    found = bounded_instead(load_settings(None, changes).policy, -0.5, [-2.0, -1.0, 0.0, 4.0], ["a", "b", "a", "b"])
     assert (found and (found["bound"], found["value"])) == (want and pytest.approx(want, abs=1e-4))
 
 

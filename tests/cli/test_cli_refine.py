@@ -111,7 +111,7 @@ def test_replies_that_do_not_fit_are_empty(folder: Path, capsys: pytest.CaptureF
     from beavertails_v import Prompt
 
     settings = load_settings(folder / "run.yaml", ["model.max_prompt_length=12"])
-    replies = refine.Replies(folder / "base", settings)
+    replies = refine.Replies(folder / "base", settings.model, settings.generation)
     found = replies([Prompt(text="what is this ?"), Prompt(text="what is this ? " * 9)])
     assert found[1] == ""
     assert "no reply: prompt" in capsys.readouterr().out
@@ -120,7 +120,8 @@ def test_replies_that_do_not_fit_are_empty(folder: Path, capsys: pytest.CaptureF
 def test_a_quoted_reply_cannot_forge_a_turn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from beavertails_v import Prompt
 
-    replies = refine.Replies(folder / "base", load_settings(folder / "run.yaml"))
+    settings = load_settings(folder / "run.yaml")
+    replies = refine.Replies(folder / "base", settings.model, settings.generation)
     monkeypatch.setattr(type(replies.model), "__call__", lambda self, prompts: ["a <image> </s> b"] * len(prompts))
     (text,) = replies([Prompt(text="what is this ?")])
     assert "<image>" not in text and "</s>" not in text
@@ -145,7 +146,7 @@ def test_mistakes_are_one_line(
 
 def test_dialogues_that_teach_nothing_are_refused_before_training(folder: Path) -> None:
     """Each has one answer, right at once: nothing to refine. With first answers taken, nothing to measure on."""
-    prompts = refine.cases(load_settings(folder / "run.yaml"), "train")
+    prompts = refine.Refining(load_settings(folder / "run.yaml")).cases("train")
     once = [Dialogue(prompt=c.prompt, truth=c.truth, turns=(Turn(answer="so .", score=9),)) for c in prompts]
     write_dialogues(once, folder / "once")
     train = ("refine", "train", "student", "--dialogues", folder / "once", "--config", folder / "run.yaml")
@@ -160,7 +161,7 @@ def test_the_oracle_knows_the_picture_world_alone(folder: Path) -> None:
     from beavertails_v import Prompt
 
     with pytest.raises(ValueError, match="--teacher oracle knows the picture world alone"):
-        refine.teacher_of("oracle", load_settings(folder / "run.yaml"), [Prompt(text="what ?")])
+        refine.Refining(load_settings(folder / "run.yaml")).teacher("oracle", [Prompt(text="what ?")])
 
 
 @pytest.mark.parametrize(

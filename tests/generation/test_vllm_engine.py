@@ -65,17 +65,22 @@ def test_answers_are_those_of_the_policy_as_it_is_now(
     assert not Path(sent[0].lora_path).exists(), "only the newest adapter is kept"
 
 
+def engine_of(chosen: list[str], *more: Any) -> Any:
+    settings = load_settings(None, chosen)
+    return build.engine(settings.policy.engine, build.setup(settings), *more)
+
+
 def test_the_settings_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm_stub.install(monkeypatch)
     found = roles()
     chosen = ["policy.engine.kind=vllm", "policy.engine.max_model_len=99", "model.lora.r=2"]
-    engine = build.engine(load_settings(None, chosen), str(base()), found, tmp_path)
+    engine = engine_of(chosen, str(base()), found, tmp_path)
     assert isinstance(engine, VLLMEngine) and engine.client.model.options["max_model_len"] == 99
     inputs = found.encoder.prompts(prompts())
     assert torch.equal(engine.generate(inputs, 1, GREEDY, prompts()).ids, found.generate(inputs, 1, GREEDY).ids)
-    server = build.engine(load_settings(None, [*chosen, "policy.engine.url=http://x:1/v1"]), "", found, tmp_path)
+    server = engine_of([*chosen, "policy.engine.url=http://x:1/v1"], "", found, tmp_path)
     assert server.client.url == "http://x:1"
-    assert build.engine(load_settings(), "", found, tmp_path) is None
+    assert engine_of([], "", found, tmp_path) is None
 
 
 def test_sampling_goes_over_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

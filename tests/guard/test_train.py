@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sections import of, recorded
 
 from beavertails_v import load_responses
 from beavertails_v.schema import LabelledResponse, Prompt, Response, Severity
@@ -19,6 +20,7 @@ from guard.evaluate import evaluate, grey_image
 from guard.examples import examples_of, held_out, labels_of, lesson_labels, lessons_of
 from guard.train import GuardOptions, GuardTrainer, train_guard
 from safe_rlhf_v.config import Settings
+from safe_rlhf_v.statistics import Resampling
 from safe_rlhf_v.training.encode import DataError
 from tests.beavertails_v.data_files import official_row, write_parquet
 from tests.guard.conftest import GREEN, RED, picture, rows
@@ -28,7 +30,6 @@ NO_CALIBRATION = GuardOptions(calibration_share=0, head_learning_rate=3e-2)
 
 def settings(**changes: Any) -> Settings:
     made = Settings(seed=3)
-    made.evaluation.bootstrap = 100
     section = dict(use_lora=False, learning_rate=1e-2, max_steps=60, per_device_train_batch_size=24, save_steps=1000)
     for name, value in (section | dict(lr_scheduler_type="constant") | changes).items():
         setattr(made.guard, name, value)
@@ -38,7 +39,11 @@ def settings(**changes: Any) -> Settings:
 @pytest.fixture(scope="module")
 def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("guard")
-    return folder, train_guard(rows(), rows(), base, folder, settings(), options=NO_CALIBRATION)
+    intervals = Resampling(draws=100, seed=3)
+    arguments: Any = (rows(), rows(), base, folder, *of(settings(), "guard"))
+    measured = train_guard(*arguments, options=NO_CALIBRATION, resampling=intervals)
+    recorded(settings(), "guard", folder, base, measured)
+    return folder, measured
 
 
 def test_overfits_what_only_the_picture_tells(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -91,18 +96,18 @@ def test_resume_gives_the_same_weights(base: Path, tmp_path: Path) -> None:
         per_device_train_batch_size=8,
         lr_scheduler_type="linear",
     )
-    train_guard(rows(), [], base, tmp_path / "a", straight, options=NO_CALIBRATION)
+    train_guard(rows(), [], base, tmp_path / "a", *of(straight, "guard"), options=NO_CALIBRATION)
     whole = {n: p.clone() for n, p in Guard.from_pretrained(tmp_path / "a").model.named_parameters()}
     # the same run, killed after its checkpoint of step 3
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "checkpoint-3").rename(tmp_path / "b" / "checkpoint-3")
-    train_guard(rows(), [], base, tmp_path / "b", straight, options=NO_CALIBRATION)
+    train_guard(rows(), [], base, tmp_path / "b", *of(straight, "guard"), options=NO_CALIBRATION)
     resumed = dict(Guard.from_pretrained(tmp_path / "b").model.named_parameters())
     assert all(torch.equal(p, resumed[n]) for n, p in whole.items())
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert min(steps) > 3
     # a finished run that is started again trains no further
-    again = train_guard(rows(), [], base, tmp_path / "a", straight, options=NO_CALIBRATION)
+    again = train_guard(rows(), [], base, tmp_path / "a", *of(straight, "guard"), options=NO_CALIBRATION)
     finished = dict(Guard.from_pretrained(tmp_path / "a").model.named_parameters())
     assert again["steps"] == 6 and all(torch.equal(p, finished[n]) for n, p in whole.items())
 
@@ -112,7 +117,8 @@ def test_without_harmless_queries_only_responses_are_learned(
 ) -> None:
     harmful = [row for row in rows() if row.prompt.category]
     with caplog.at_level(logging.WARNING, "guard.train"):
-        measured = train_guard(harmful, harmful, base, tmp_path, settings(max_steps=1), options=NO_CALIBRATION)
+        one = of(settings(max_steps=1), "guard")
+        measured = train_guard(harmful, harmful, base, tmp_path, *one, options=NO_CALIBRATION)
     assert "4 unsafe and 0 safe query examples" in caplog.text and "benign prompts" in caplog.text
     assert measured["kinds"] == ["response"] and measured["examples"] == 8
     assert measured["evaluation"]["query"] is None and measured["evaluation"]["blind_kind"] == "response"
@@ -130,7 +136,7 @@ def test_a_benign_set_teaches_queries(base: Path, tmp_path: Path) -> None:
         harmful,
         base,
         tmp_path,
-        settings(max_steps=1),
+        *of(settings(max_steps=1), "guard"),
         benign=benign,
         benign_evaluation=benign,
         options=NO_CALIBRATION,
@@ -138,7 +144,7 @@ def test_a_benign_set_teaches_queries(base: Path, tmp_path: Path) -> None:
     assert measured["kinds"] == ["query", "response"] and measured["examples"] == 8 + 8
     assert measured["evaluation"]["query"]["n"] == 8 and measured["evaluation"]["over_refusal_n"] == 4
     with pytest.raises(ValueError, match="benign prompt .* has category 'animal_abuse'"):
-        train_guard(harmful, [], base, tmp_path, settings(), benign=[harmful[0].prompt])
+        train_guard(harmful, [], base, tmp_path, *of(settings(), "guard"), benign=[harmful[0].prompt])
 
 
 def test_queries_of_unknown_harm_are_neither_taught_nor_graded(
@@ -151,7 +157,8 @@ def test_queries_of_unknown_harm_are_neither_taught_nor_graded(
     told = examples_of(unlabelled, [r.prompt for r in rows() if r.prompt.benign])
     assert len(told["query"]) == 8 and sum(e.unsafe for e in told["query"]) == 4
     with caplog.at_level(logging.WARNING, "guard.train"):
-        measured = train_guard(unlabelled, unlabelled, base, tmp_path, settings(max_steps=1), options=NO_CALIBRATION)
+        one = of(settings(max_steps=1), "guard")
+        measured = train_guard(unlabelled, unlabelled, base, tmp_path, *one, options=NO_CALIBRATION)
     assert measured["kinds"] == ["response"] and measured["unknown_queries"] == 4
     assert measured["evaluation"]["unknown_queries"] == 4
     assert "4 of 8 queries are labelled neither harmful nor harmless" in caplog.text
@@ -160,7 +167,7 @@ def test_queries_of_unknown_harm_are_neither_taught_nor_graded(
 def test_data_that_teaches_nothing_is_an_error(base: Path, tmp_path: Path) -> None:
     unsafe = [row for row in rows() if row.prompt.category and not row.response.safe]
     with pytest.raises(DataError, match="neither queries nor responses"):
-        train_guard(unsafe, [], base, tmp_path, settings())
+        train_guard(unsafe, [], base, tmp_path, *of(settings(), "guard"))
 
 
 def test_too_long_rows_are_left_out_by_name(base: Path, tmp_path: Path) -> None:
@@ -168,7 +175,7 @@ def test_too_long_rows_are_left_out_by_name(base: Path, tmp_path: Path) -> None:
     data.append(LabelledResponse(prompt=data[0].prompt, response=Response(text="a long answer " * 40, safe=True)))
     limited = settings(max_steps=1)
     limited.model.max_response_length = 64
-    measured = train_guard(data, [], base, tmp_path, limited, options=NO_CALIBRATION)
+    measured = train_guard(data, [], base, tmp_path, *of(limited, "guard"), options=NO_CALIBRATION)
     assert measured["left_out"] == 1 and measured["examples"] == 24
     (line,) = (tmp_path / "left_out.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "ResponseTooLong"
@@ -188,7 +195,7 @@ def test_what_is_left_out_stands_by_file_row_and_split(base: Path, tmp_path: Pat
     limited = settings(max_steps=1)
     limited.model.max_response_length = limited.model.max_prompt_length = 64
     measured = train_guard(
-        train, evaluation, base, tmp_path / "run", limited, options=NO_CALIBRATION, benign=benign,
+        train, evaluation, base, tmp_path / "run", *of(limited, "guard"), options=NO_CALIBRATION, benign=benign,
         benign_evaluation=load_responses(tmp_path / "benign", "evaluation"),
     )  # fmt: skip
     found = [json.loads(line) for line in (tmp_path / "run" / "left_out.jsonl").read_text().splitlines()]
@@ -204,7 +211,7 @@ def test_what_is_left_out_stands_by_file_row_and_split(base: Path, tmp_path: Pat
 
 def test_placeholder_in_a_question_trains_as_text(base: Path, tmp_path: Path) -> None:
     data = [replace(r, prompt=replace(r.prompt, text=r.prompt.text + " <image>")) for r in rows()]
-    measured = train_guard(data, [], base, tmp_path, settings(max_steps=1), options=NO_CALIBRATION)
+    measured = train_guard(data, [], base, tmp_path, *of(settings(max_steps=1), "guard"), options=NO_CALIBRATION)
     assert measured["left_out"] == 0 and measured["steps"] == 1
 
 
@@ -214,7 +221,7 @@ def test_calibration_rows_are_whole_prompts_and_not_trained_on(base: Path, tmp_p
     assert len(rest) + len(out) == len(examples) and rest and out
     assert not {e.prompt.id for e in rest} & {e.prompt.id for e in out}
     options = GuardOptions(calibration_share=0.5)
-    measured = train_guard(rows(), [], base, tmp_path, settings(max_steps=1), options=options)
+    measured = train_guard(rows(), [], base, tmp_path, *of(settings(max_steps=1), "guard"), options=options)
     assert measured["examples"] == len(rest)
     fitted = measured["calibration_fit"]
     assert fitted["query"]["n"] + fitted["response"]["n"] == len(out)
@@ -232,7 +239,7 @@ def test_frozen_tower_encodes_each_picture_once(base: Path, tmp_path: Path, monk
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Llava, "get_image_features", counted)
-    train_guard(rows(), [], base, tmp_path, settings(max_steps=6), options=NO_CALIBRATION)
+    train_guard(rows(), [], base, tmp_path, *of(settings(max_steps=6), "guard"), options=NO_CALIBRATION)
     assert len(calls) == 2  # one red and one green picture, in six steps over 24 rows
 
 
@@ -247,9 +254,8 @@ def test_lora_trains_adapter_and_heads_alone(base: Path, tmp_path: Path) -> None
 def _saved(base: Path, folder: Path, steps: int) -> Path:
     rate = 1e-30 if steps == 0 else 1e-2
     options = replace(NO_CALIBRATION, head_learning_rate=rate)
-    train_guard(
-        rows(), [], base, folder, settings(use_lora=True, max_steps=max(1, steps), learning_rate=rate), options=options
-    )
+    made = settings(use_lora=True, max_steps=max(1, steps), learning_rate=rate)
+    train_guard(rows(), [], base, folder, *of(made, "guard"), options=options)
     return folder
 
 
@@ -316,6 +322,6 @@ def test_heads_have_their_own_learning_rate(base: Path, tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("guard.train.GuardTrainer", Spy)
-        train_guard(rows(), [], base, tmp_path, settings(max_steps=1), options=NO_CALIBRATION)
+        train_guard(rows(), [], base, tmp_path, *of(settings(max_steps=1), "guard"), options=NO_CALIBRATION)
     assert rates[6] == 3e-2 and sorted(rates.values()) == [1e-2, 3e-2]  # three weights and three biases
     assert losses.LEVELS == 4

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from beavertails_v import Prompt
-from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.stages.evaluate import _rounds
 
 
@@ -18,6 +17,5 @@ def test_without_harmful_prompts_or_a_guard_of_responses_there_are_no_rounds(
 ) -> None:
     guard: Any = SimpleNamespace(can_judge=lambda kind: kind in kinds)
     base: Any = SimpleNamespace(sampling=SimpleNamespace(temperature=1.0))
-    world: Any = SimpleNamespace(invites_harm=lambda prompt: harmful)
-    settings = load_settings(None, ["evaluation.guard_rounds=true"])
-    assert _rounds(settings, guard, base, [Prompt(text="what is this ?")], world, None) == []  # type: ignore[arg-type]
+    benchmark: Any = SimpleNamespace(prompts=[Prompt(text="what is this ?")], invites_harm=lambda prompt: harmful)
+    assert _rounds(guard, base, benchmark, 5, 0) == []

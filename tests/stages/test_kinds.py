@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from commands import error
 
-from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.models.kind import kind_of, require_answering
 from safe_rlhf_v.models.source import ModelError
-from safe_rlhf_v.stages import build
 from safe_rlhf_v.stages.evaluate import report_folder
+from safe_rlhf_v.stages.models import trained
 
 HEADS = {"heads": {"score": 1}, "bias": False}
 
@@ -79,7 +78,7 @@ def test_what_scores_is_no_model_that_answers(folders: Path, setting: str) -> No
 
 
 def test_scorers_that_do_not_say_what_they_are_pass(folders: Path) -> None:
-    assert build.trained(load_settings(), "cost", str(folders / "unsaid"), "policy.cost_model")
+    assert trained("", "cost", str(folders / "unsaid"), "policy.cost_model")
     with pytest.raises(ModelError, match="holds a model with heads"):
         require_answering(folders / "unsaid")
 

@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 from comparisons import comparisons
 from forks import CONTEXT, serve
 from rounding import smooth_adamw
+from sections import of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from beavertails_v.schema import LabelledResponse, Prompt, Response
@@ -191,17 +192,24 @@ def train_stage(stage: str, base: Path, folder: Path, settings: Settings) -> Non
     for i in (0, 4):
         pairs[i] = replace(pairs[i], prompt=replace(pairs[i].prompt, images=()))
     if stage == "sft":
-        train_sft(pairs, pairs[:5], base, folder, settings)
+        train_sft(pairs, pairs[:5], base, folder, *of(settings, "sft"))
     elif stage == "direct":
-        train_direct(DPO(), pairs, pairs[:5], base, folder, settings, settings.direct, base)
+        train_direct(DPO(), pairs, pairs[:5], base, folder, *of(settings, "direct"), base)
     elif stage == "guard":
         rows = [LabelledResponse(prompt=pair.prompt, response=r) for pair in pairs for r in pair.responses]
         harmless = [replace(pair.prompt, text="what is it?", category=None, benign=True) for pair in pairs]
         rows += [LabelledResponse(prompt=p, response=Response(text="a key.", safe=True)) for p in harmless]
         # severity is a mean over the unsafe rows of a rank
-        train_guard(rows, rows, base, folder, settings, options=GuardOptions(severity_weight=0, calibration_share=0.3))
+        train_guard(
+            rows,
+            rows,
+            base,
+            folder,
+            *of(settings, "guard"),
+            options=GuardOptions(severity_weight=0, calibration_share=0.3),
+        )
     else:
-        train_preference_model(stage, pairs, pairs[:5], base, folder, settings)  # type: ignore[arg-type]
+        train_preference_model(stage, pairs, pairs[:5], base, folder, *of(settings, stage))  # type: ignore[arg-type]
 
 
 def _environment(rank: int, ranks: int, port: int, kind: str) -> None:

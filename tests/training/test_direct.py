@@ -10,6 +10,7 @@ import tiny_models
 import torch
 from comparisons import comparison, comparisons
 from safetensors.torch import load_file
+from sections import of, recorded
 from torch import Tensor
 
 from beavertails_v.schema import Comparison
@@ -61,7 +62,9 @@ def encoder(base: Path, **limits: Any) -> Encoder:
 def train(algorithm: Any, base: Path, folder: Path, chosen: Settings, data: Any = None, **more: Any) -> dict[str, Any]:
     data = comparisons(18) if data is None else data
     function = train_sacpo if isinstance(algorithm, SACPO) else train_direct
-    return function(algorithm, data, comparisons(6), base, folder, chosen, chosen.direct, **more)
+    measured = function(algorithm, data, comparisons(6), base, folder, *of(chosen, "direct"), **more)
+    recorded(chosen, "direct", folder, base, measured)
+    return measured
 
 
 def summed(model: Path | str, base: Path, rows: list[Comparison]) -> Tensor:

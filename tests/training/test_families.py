@@ -18,6 +18,7 @@ import torch
 from comparisons import comparison
 from more_families import ALL, base, known
 from rounding import close
+from sections import of
 from tiny_models import SAME, exact_states, prompts, response_hidden
 from transformers import AutoModelForImageTextToText
 
@@ -61,9 +62,9 @@ def stage(family: str, kind: str) -> tuple[Path, dict[str, Any]]:
     """Folder and figures of a stage, run once a session."""
     folder = Path(mkdtemp()) / kind
     if kind == "sft":
-        return folder, train_sft(pairs(), pairs(), base(family), folder, settings("sft"))
+        return folder, train_sft(pairs(), pairs(), base(family), folder, *of(settings("sft"), "sft"))
     start = stage(family, "sft")[0]
-    return folder, train_preference_model(kind, pairs(), pairs(), start, folder, settings(kind))  # type: ignore[arg-type]
+    return folder, train_preference_model(kind, pairs(), pairs(), start, folder, *of(settings(kind), kind))  # type: ignore[arg-type]
 
 
 @pytest.mark.capability("SFT")
@@ -119,7 +120,9 @@ def test_guard(family: str, tmp_path: Path) -> None:
     rows = [LabelledResponse(prompt=row.prompt, response=r) for row in pairs() for r in row.responses]
     benign = [replace(p, text=f"{p.text} please", benign=True) for p in prompts()]
     options = GuardOptions(calibration_share=0)
-    measured = train_guard(rows, rows, base(family), tmp_path, settings("guard"), benign=benign, options=options)
+    measured = train_guard(
+        rows, rows, base(family), tmp_path, *of(settings("guard"), "guard"), benign=benign, options=options
+    )
     assert measured["kinds"] == ["query", "response"] and measured["left_out"] == 0
     guard = Guard.from_pretrained(tmp_path)
     guard.model.backbone.double()

@@ -9,7 +9,7 @@ import torch
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.constraint import BoundWatch
 from safe_rlhf_v.duals import AdditiveDual, LogDual, bound, floor
-from safe_rlhf_v.stages.stages import show_suggestions, threshold, warn_of_judges
+from safe_rlhf_v.stages.threshold import show_suggestions, threshold, warn_of_judges
 from safe_rlhf_v.training.guidance import describe_suggestions, suggest_thresholds
 
 
@@ -40,10 +40,10 @@ def test_auto_never_takes_a_bound_above_0(tmp_path: Path, capsys: pytest.Capture
     done = {"seconds": 1.0, "measured": {"train_sample": {"mean_cost_safe": 1.0}}}
     (tmp_path / "done.json").write_text(json.dumps(done))
     for section in ({"threshold": "auto"}, {"threshold": "auto", "threshold_quantile": 0.5}):
-        assert threshold(Settings.model_validate({"policy": section}), tmp_path) == 0
+        assert threshold(Settings.model_validate({"policy": section}).policy, tmp_path) == 0
         told = " ".join(capsys.readouterr().out.split())
         assert "+1.000 is above 0, and a cost above 0 is unsafe: the bound is 0 instead" in told
-    assert threshold(Settings.model_validate({"policy": {"threshold": 2.0}}), tmp_path) == 2
+    assert threshold(Settings.model_validate({"policy": {"threshold": 2.0}}).policy, tmp_path) == 2
     assert "policy.threshold is +2" in capsys.readouterr().out
 
 
@@ -92,11 +92,12 @@ def test_a_threshold_at_a_quantile_of_safe_costs(tmp_path: Path) -> None:
     rows = [{"scores": [-float(c), 9.0], "unsafe": [0, 1]} for c in (5, 1, 3, 2, 4)]
     (tmp_path / "train_scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = Settings.model_validate({"policy": {"threshold": "auto", "threshold_quantile": 0.25}})
-    assert threshold(settings, tmp_path) == -4
+    assert threshold(settings.policy, tmp_path) == -4
     with pytest.raises(SettingsError, match="costs of safe responses"):
-        threshold(settings, tmp_path / "none")
+        threshold(settings.policy, tmp_path / "none")
+    both = Settings.model_validate({"policy": {"threshold": -1, "threshold_quantile": 0.25}})
     with pytest.raises(SettingsError, match="give one of them"):
-        threshold(Settings.model_validate({"policy": {"threshold": -1, "threshold_quantile": 0.25}}), tmp_path)
+        threshold(both.policy, tmp_path)
 
 
 @pytest.mark.parametrize(("dual", "warnings"), [(LogDual(), 2), (AdditiveDual(), 0)])

@@ -13,6 +13,7 @@ import tiny_models
 import torch
 from comparisons import comparisons
 from safetensors.torch import load_file
+from sections import of
 
 from beavertails_v.schema import Prompt
 from beavertails_v.taxonomy import Taxonomy
@@ -20,7 +21,9 @@ from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.separate_roles import SeparateRoles
-from safe_rlhf_v.stages import evaluate, stages
+from safe_rlhf_v.stages import data
+from safe_rlhf_v.stages.report_constraint import constraint_of
+from safe_rlhf_v.stages.stages import STAGES
 from safe_rlhf_v.training.direct_trainer import DirectTrainer
 from safe_rlhf_v.training.iterative import IterativeArguments, IterativeResult, iterate
 from safe_rlhf_v.training.iterative_model import Constraints, ModelProblem
@@ -40,9 +43,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     chosen = [f"{stage}.{x}" for stage in ("sft", "reward", "cost") for x in quick]
     chosen += ["sft.max_steps=60", "sft.responses=all", "reward.max_steps=12", "cost.max_steps=12"]
     rows = (comparisons(24), comparisons(4))
-    train_sft(*rows, base, folder / "start", load_settings(None, chosen))
+    train_sft(*rows, base, folder / "start", *of(load_settings(None, chosen), "sft"))
     for kind in ("reward", "cost"):
-        train_preference_model(kind, *rows, folder / "start", folder / kind, load_settings(None, chosen))  # type: ignore[arg-type]
+        train_preference_model(kind, *rows, folder / "start", folder / kind, *of(load_settings(None, chosen), kind))  # type: ignore[arg-type]
     return {name: folder / name for name in ("start", "reward", "cost")}
 
 
@@ -56,7 +59,9 @@ def settings(*more: str) -> Settings:
 
 
 def problem(models: dict[str, Path], folder: Path, *more: str) -> ModelProblem:
-    return ModelProblem(settings(*more), folder, models["start"], (models["reward"], models["cost"]), PROMPTS)
+    return ModelProblem(
+        *of(settings(*more), "iterative"), folder, models["start"], (models["reward"], models["cost"]), PROMPTS
+    )
 
 
 def run(models: dict[str, Path], folder: Path, *more: str) -> IterativeResult:
@@ -191,7 +196,7 @@ def test_preference_based_runs_from_two_policies(
     """pi_r and pi_g are the policies of the two iterations; the loop needs nothing else."""
     sources = (whole[0] / "iteration-1", whole[0] / "iteration-2")
     chosen = settings("iterative.algorithm=pecaid", "iterative.bounds=0.001", "iterative.iterations=1")
-    one = ModelProblem(chosen, tmp_path, models["start"], sources, PROMPTS)
+    one = ModelProblem(*of(chosen, "iterative"), tmp_path, models["start"], sources, PROMPTS)
     result = iterate(one, IterativeArguments(output_dir=tmp_path, iterations=1, draws=100))
     assert result.one_shot.verdict == "optimal"
     assert len(result.iterates) == 1
@@ -228,10 +233,10 @@ def stage(models: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
         def prompts(self) -> list[Prompt]:
             return PROMPTS
 
-    monkeypatch.setattr(stages.build, "comparisons", lambda *_: Rows())
+    monkeypatch.setattr(data, "comparisons", lambda *_: Rows())
     chosen = settings("data.path=given", f"output_dir={folder}", f"model.start={models['start']}", *more)
     chosen.iterative.reward_model, chosen.iterative.cost_model = str(models["reward"]), str(models["cost"])
-    return stages.iterative(chosen)
+    return STAGES["iterative"].run(chosen)
 
 
 def test_the_stage_saves_the_best_iterate_and_names_it(
@@ -248,7 +253,7 @@ def test_the_stage_saves_the_best_iterate_and_names_it(
     options = load_settings(
         None, [f"output_dir={tmp_path}", f"evaluation.model={tmp_path}/iterative", "iterative.bounds=0.2"]
     )
-    constraint = evaluate._constraint(options, -7.0, [])
+    constraint = constraint_of(options, -7.0, [])
     assert constraint["threshold"] == pytest.approx(mean - 0.2)
     assert constraint["final_multiplier"] == best.multipliers[0]
     saved, chosen = (
@@ -269,4 +274,4 @@ def test_a_bound_out_of_reach_is_an_error_that_says_what_is_within(
 def test_preference_based_asks_for_its_two_policies(models: dict[str, Path], tmp_path: Path) -> None:
     chosen = settings(f"output_dir={tmp_path}", f"model.start={models['start']}", "iterative.algorithm=pecan")
     with pytest.raises(SettingsError, match=r"iterative\.helpful_policy is not set"):
-        stages.iterative(chosen)
+        STAGES["iterative"].run(chosen)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from comparisons import comparisons
 from more_families import base
+from sections import of
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -64,7 +65,7 @@ def test_qlora_sft_saves_a_whole_exact_model(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     chosen = ["max_steps=2", "learning_rate=1e-2", "use_lora=true", "optim=adamw_bnb_8bit"]
     settings = load_settings(None, [*(f"sft.{x}" for x in chosen), "model.quantization=4bit", "model.lora.r=2"])
-    train_sft(comparisons(4), comparisons(4), base("llava"), tmp_path, settings)
+    train_sft(comparisons(4), comparisons(4), base("llava"), tmp_path, *of(settings, "sft"))
     model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path)
     before = dict(AutoModelForImageTextToText.from_pretrained(base("llava")).named_parameters())
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}

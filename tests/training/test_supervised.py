@@ -11,6 +11,7 @@ import tiny_models
 import torch
 from comparisons import comparison, comparisons
 from safetensors.torch import load_file
+from sections import of, recorded
 from torch import Tensor
 
 from beavertails_v.schema import Comparison, LabelledResponse, Response
@@ -20,10 +21,10 @@ from safe_rlhf_v.models.backbone import freeze_vision, load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, join, load_processor
 from safe_rlhf_v.training import trainers
-from safe_rlhf_v.training.checkpoint import CheckpointError
+from safe_rlhf_v.training.checkpoint import CheckpointError, latest_checkpoint
 from safe_rlhf_v.training.encode import DataError, PairCollator, interleaved, pair_rows, response_rows
 from safe_rlhf_v.training.preference_metrics import cost_metrics, reward_metrics
-from safe_rlhf_v.training.records import MetricsFile, latest_checkpoint
+from safe_rlhf_v.training.records import MetricsFile
 from safe_rlhf_v.training.supervised import train_preference_model, train_sft
 from safe_rlhf_v.training.trainers import PreferenceTrainer, ResponseLogps, SupervisedTrainer
 from safe_rlhf_v.types import Responses
@@ -47,7 +48,9 @@ def encoder(base: Path, **limits: Any) -> Encoder:
 
 
 def test_cost_model_learns_ranking_and_sign(base: Path, tmp_path: Path) -> None:
-    measured = train_preference_model("cost", comparisons(24), comparisons(8), base, tmp_path, settings("cost"))
+    measured = train_preference_model(
+        "cost", comparisons(24), comparisons(8), base, tmp_path, *of(settings("cost"), "cost")
+    )
     assert measured["evaluation"]["accuracy"] == 1.0
     assert measured["evaluation"]["sign_accuracy"] == 1.0
     assert measured["train_sample"]["mean_cost_safe"] < 0 < measured["train_sample"]["mean_cost_unsafe"]
@@ -66,7 +69,9 @@ def test_cost_model_learns_ranking_and_sign(base: Path, tmp_path: Path) -> None:
 
 
 def test_reward_model_learns_the_other_preference(base: Path, tmp_path: Path) -> None:
-    measured = train_preference_model("reward", comparisons(24), comparisons(8), base, tmp_path, settings("reward"))
+    chosen = of(settings("reward"), "reward")
+    measured = train_preference_model("reward", comparisons(24), comparisons(8), base, tmp_path, *chosen)
+    recorded(settings("reward"), "reward", tmp_path, base, measured)
     assert measured["evaluation"]["accuracy"] == 1.0
     assert "sign_accuracy" not in measured["evaluation"]
     card = (tmp_path / "README.md").read_text()
@@ -80,7 +85,7 @@ def test_reward_model_learns_the_other_preference(base: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("use_lora", [False, True])
 def test_sft_learns_the_picked_responses(base: Path, tmp_path: Path, use_lora: bool) -> None:
     chosen = settings("sft", f"sft.use_lora={use_lora}", "sft.responses=safer", "sft.max_steps=25")
-    measured = train_sft(comparisons(24), comparisons(8), base, tmp_path, chosen)
+    measured = train_sft(comparisons(24), comparisons(8), base, tmp_path, *of(chosen, "sft"))
     model = load_backbone(tmp_path)  # a whole model, adapters merged
 
     def loss(model: Any, pick: str) -> float:
@@ -103,7 +108,7 @@ def trainers_collate(base: Path, rows: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("frozen", [True, False])
 def test_vision_tower_trains_only_when_asked(base: Path, tmp_path: Path, frozen: bool) -> None:
     chosen = settings("sft", f"sft.freeze_vision={frozen}", "sft.max_steps=2")
-    train_sft(comparisons(8), comparisons(4), base, tmp_path, chosen)
+    train_sft(comparisons(8), comparisons(4), base, tmp_path, *of(chosen, "sft"))
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("vision" in name for name in changed) is not frozen
@@ -159,12 +164,13 @@ def test_pads_of_the_shorter_response_are_not_masked_in() -> None:
 def test_loss_that_is_not_finite_stops_the_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainers, "token_cross_entropy", lambda logps, mask: logps.sum() * float("nan"))
     with pytest.raises(FloatingPointError, match="loss of step 1 is nan: lower learning_rate"):
-        train_sft(comparisons(8), comparisons(4), base, tmp_path, settings("sft"))
+        train_sft(comparisons(8), comparisons(4), base, tmp_path, *of(settings("sft"), "sft"))
 
 
 def test_quantized_weights_do_not_train(base: Path, tmp_path: Path) -> None:
+    chosen = of(settings("sft", "model.quantization=4bit"), "sft")
     with pytest.raises(SettingsError, match="needs use_lora: true"):
-        train_sft(comparisons(4), comparisons(4), base, tmp_path, settings("sft", "model.quantization=4bit"))
+        train_sft(comparisons(4), comparisons(4), base, tmp_path, *chosen)
 
 
 def test_metrics_go_on_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
@@ -204,12 +210,14 @@ def test_killed_run_resumes_bit_for_bit(
 
     def run(folder: Path) -> Callable[[], Any]:
         if stage == "sft":
-            return lambda: train_sft(comparisons(18), comparisons(4), base, folder, chosen)
-        return lambda: train_preference_model("cost", comparisons(18), comparisons(4), base, folder, chosen)
+            return lambda: train_sft(comparisons(18), comparisons(4), base, folder, *of(chosen, "sft"))
+        return lambda: train_preference_model(
+            "cost", comparisons(18), comparisons(4), base, folder, *of(chosen, "cost")
+        )
 
     whole = run(tmp_path / "whole")()
     run_killed_at(8, run(tmp_path / "killed"), monkeypatch)
-    assert latest_checkpoint(tmp_path / "killed") == str(tmp_path / "killed" / "checkpoint-5")
+    assert latest_checkpoint(tmp_path / "killed") == tmp_path / "killed" / "checkpoint-5"
     (tmp_path / "killed" / "checkpoint-7").mkdir()  # one whose writing was cut short
     steps: list[int] = []
     note = lambda self, args, state, *_, **more: steps.append(state.global_step)  # noqa: E731
@@ -237,7 +245,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_checkpoint_of_other_settings_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(lora: bool) -> Callable[[], Any]:
         chosen = settings("cost", f"cost.use_lora={lora}")
-        return lambda: train_preference_model("cost", comparisons(8), comparisons(4), base, tmp_path, chosen)
+        return lambda: train_preference_model(
+            "cost", comparisons(8), comparisons(4), base, tmp_path, *of(chosen, "cost")
+        )
 
     run_killed_at(6, run(True), monkeypatch)
     with pytest.raises(CheckpointError, match="checkpoint-5 does not fit this model"):
@@ -245,7 +255,7 @@ def test_checkpoint_of_other_settings_is_refused(base: Path, tmp_path: Path, mon
 
 
 def test_checkpoints_hold_nothing_frozen(base: Path, tmp_path: Path) -> None:
-    train_preference_model("cost", comparisons(8), comparisons(4), base, tmp_path, settings("cost"))
+    train_preference_model("cost", comparisons(8), comparisons(4), base, tmp_path, *of(settings("cost"), "cost"))
     names = load_file(tmp_path / "checkpoint-12" / "model.safetensors")
     assert all(".lora_" in name or name.startswith("heads.") for name in names)
 

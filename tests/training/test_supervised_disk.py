@@ -14,10 +14,11 @@ import tiny_models
 import torch
 from comparisons import comparisons
 from safetensors.torch import load_file
+from sections import of
 
 from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.training import trainers
-from safe_rlhf_v.training.records import latest_checkpoint
+from safe_rlhf_v.training.checkpoint import latest_checkpoint
 from safe_rlhf_v.training.supervised import train_preference_model
 
 SETTINGS = ["reward.max_steps=6", "reward.save_steps=2", "reward.per_device_train_batch_size=2"]
@@ -25,7 +26,9 @@ SETTINGS = ["reward.max_steps=6", "reward.save_steps=2", "reward.per_device_trai
 
 def run(base: str, folder: str) -> None:
     torch.set_num_threads(1)
-    train_preference_model("reward", comparisons(8), comparisons(2), base, folder, load_settings(None, SETTINGS))
+    train_preference_model(
+        "reward", comparisons(8), comparisons(2), base, folder, *of(load_settings(None, SETTINGS), "reward")
+    )
 
 
 def run_and_die(base: str, folder: str) -> None:
@@ -56,7 +59,7 @@ def unbroken(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
 
 
 def goes_on(base: str, folder: Path, unbroken: dict[str, torch.Tensor]) -> None:
-    assert latest_checkpoint(folder) == str(folder / "checkpoint-2")
+    assert latest_checkpoint(folder) == folder / "checkpoint-2"
     run(base, str(folder))
     found = load_file(folder / "adapter_model.safetensors")
     assert all(torch.equal(found[name], unbroken[name]) for name in unbroken)

@@ -16,14 +16,15 @@ from comparisons import comparisons
 from ranks import launch
 from rounding import close
 from safetensors.torch import load_file
+from sections import of
 
 from guard.classifier import Guard
 from safe_rlhf_v.algorithms.c_dpo import CDPO
 from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.training.checkpoint import latest_checkpoint
 from safe_rlhf_v.training.direct import train_direct
-from safe_rlhf_v.training.records import latest_checkpoint
 from safe_rlhf_v.training.runtime import read_metrics
 from safe_rlhf_v.training.supervised import train_sft
 
@@ -119,7 +120,7 @@ def test_a_killed_rank_ends_the_run_and_two_or_one_go_on(alone: Path, cut: Path,
     """Bit for bit on two. A checkpoint of cut weights is one of whole weights."""
     codes = train(models, tmp_path, 2, "reward", die_at=3)
     assert codes[1] == -signal.SIGKILL and codes[0] == 1
-    assert latest_checkpoint(tmp_path / "reward") == str(tmp_path / "reward" / "checkpoint-2")
+    assert latest_checkpoint(tmp_path / "reward") == tmp_path / "reward" / "checkpoint-2"
     shutil.copytree(tmp_path / "reward", tmp_path / "one" / "reward")
     assert train(models, tmp_path, 2, "reward") == [0, 0]
     assert rows(tmp_path / "reward") == rows(cut / "reward")
@@ -179,11 +180,11 @@ def test_what_cannot_be_cut_is_named(
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(SettingsError, match=message):
-        train_sft(comparisons(4), comparisons(2), models / "base", tmp_path, load_settings(None, chosen))
+        train_sft(comparisons(4), comparisons(2), models / "base", tmp_path, *of(load_settings(None, chosen), "sft"))
 
 
 def test_a_method_that_draws_answers_is_not_cut(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     chosen = load_settings()
     with pytest.raises(SettingsError, match="direct.algorithm: CDPO draws answers"):
-        train_direct(CDPO(threshold=0.0), comparisons(4), [], models / "base", tmp_path, chosen, chosen.direct)
+        train_direct(CDPO(threshold=0.0), comparisons(4), [], models / "base", tmp_path, *of(chosen, "direct"))

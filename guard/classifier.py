@@ -63,6 +63,8 @@ class Guard:
     kept, so that several answers to one picture encode it once.
     """
 
+    grades: bool = True  # severity and categories are its own answers, not made of P(unsafe)
+
     def __init__(
         self,
         model: GuardModel,

@@ -5,7 +5,7 @@ Rates that are undefined (no positives, no negatives) are None, never 0 and neve
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import compress
 from typing import Any
@@ -73,17 +73,33 @@ def _shares(unsafe: Array, flagged: Array, names: Sequence[Hashable], resampling
 def _resampled(
     point: Mapping[str, float], rows: tuple[Array, Array, Array], names: Sequence[Hashable], resampling: Resampling
 ) -> dict[str, Interval]:
-    """Intervals of figures that are no shares, each found anew in every resample. rows: unsafe, scores, flagged."""
-    drawn = [_binary_values(*rows, weights) for weights in bootstrap_counts(names, resampling)] if point else []
-    intervals = {}
+    """Intervals of figures that are no shares. rows: unsafe, scores, flagged."""
+    behind = {name: rows[0] | rows[2] if name == "f1" else rows[0] for name in point}
+    prompts = {name: len(set(compress(names, of))) for name, of in behind.items()}
+    return resampled(point, lambda weights: _binary_values(*rows, weights), names, prompts, resampling)
+
+
+def resampled(
+    point: Mapping[str, float],
+    values: Callable[[Array], Mapping[str, Array]],
+    names: Sequence[Hashable],
+    prompts: Mapping[str, int],
+    resampling: Resampling,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, Interval]:
+    """Intervals of figures that are no shares, each found anew in every resample of whole prompts.
+
+    values: weights (S, n) of the rows -> each figure (S,). names: (n,) prompt ids. prompts: how many stand behind each.
+    """
+    drawn = [values(weights) for weights in bootstrap_counts(names, resampling)] if point else []
+    found = {}
     for name, value in point.items():
-        values = np.concatenate([some[name] for some in drawn])
-        behind = rows[0] | rows[2] if name == "f1" else rows[0]
-        prompts = len(set(compress(names, behind)))
-        intervals[name] = bootstrap_interval(
-            value, values[np.isfinite(values)], prompts, bounds=(0.0, 1.0), resampling=resampling
+        every = np.concatenate([some[name] for some in drawn])
+        limits = (bounds or {}).get(name, (0.0, 1.0))
+        found[name] = bootstrap_interval(
+            value, every[np.isfinite(every)], prompts[name], bounds=limits, resampling=resampling
         )
-    return intervals
+    return found
 
 
 def _binary_values(unsafe: Array, scores: Array, flagged: Array, weights: Array) -> dict[str, Array]:
@@ -134,6 +150,27 @@ def category_metrics(labels: Array, scores: Array, names: Sequence[str], thresho
     return {**means, "supported": len(supported), "categories": per}
 
 
+def category_intervals(
+    labels: Array,
+    scores: Array,
+    names: Sequence[str],
+    groups: Sequence[Hashable],
+    threshold: float = 0.5,
+    resampling: Resampling = DEFAULT,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Intervals of F1 and average precision of each category that has support; arguments as `category_metrics`."""
+    found = {}
+    for k, name in enumerate(names):
+        known = labels[:, k] >= 0
+        rows = labels[known, k] == 1, scores[known, k], scores[known, k] >= threshold
+        if rows[0].any():
+            values = _binary_values(*rows, np.ones((1, len(rows[0]))))
+            point = {figure: float(values[figure][0]) for figure in ("f1", "auprc")}
+            intervals = _resampled(point, rows, list(compress(groups, known)), resampling)
+            found[name] = {"f1": asdict(intervals["f1"]), "ap": asdict(intervals["auprc"])}
+    return found
+
+
 def severity_metrics(truth: Array, predicted: Array) -> dict[str, Any]:
     """Ordinal agreement of levels 0..3, both (n,).
 
@@ -143,29 +180,69 @@ def severity_metrics(truth: Array, predicted: Array) -> dict[str, Any]:
     truth, predicted = np.asarray(truth, int), np.asarray(predicted, int)
     if not len(truth):
         return {"n": 0}
-    error = np.abs(truth - predicted)
-    harmful = truth > 0
-    varies = len(np.unique(truth)) > 1 and len(np.unique(predicted)) > 1
-    at_least = {
-        f"f1_at_least_{LEVEL_NAMES[level]}": float(sk.f1_score(truth >= level, predicted >= level))
-        if (truth >= level).any()
-        else None
-        for level in (1, 2, 3)
-    }
+    values = _severity_values(truth, predicted, np.ones((1, len(truth))))
     return {
         "n": len(truth),
-        "accuracy": float((error == 0).mean()),
-        "macro_f1": float(sk.f1_score(truth, predicted, average="macro")),
-        "within_one": float((error <= 1).mean()),
-        "mae": float(error.mean()),
-        "quadratic_kappa": float(sk.cohen_kappa_score(truth, predicted, weights="quadratic", labels=range(4)))
-        if varies
-        else None,
-        "under_severity": float((predicted < truth).mean()),
-        "under_severity_of_harmful": float((predicted < truth)[harmful].mean()) if harmful.any() else None,
-        **at_least,
+        **{name: _defined(value[0]) for name, value in values.items()},
         **{f"support_{name}": int((truth == level).sum()) for level, name in enumerate(LEVEL_NAMES)},
     }
+
+
+def severity_intervals(
+    truth: Array, predicted: Array, groups: Sequence[Hashable], resampling: Resampling = DEFAULT
+) -> dict[str, dict[str, Any]]:
+    """An interval of each defined figure of `severity_metrics`. groups: (n,) prompt ids."""
+    truth, predicted, names = np.asarray(truth, int), np.asarray(predicted, int), list(groups)
+    if not len(truth):
+        return {}
+    error, every = predicted - truth, np.ones(len(truth), bool)
+    hits = {
+        "accuracy": (error == 0, every),
+        "within_one": (abs(error) <= 1, every),
+        "under_severity": (error < 0, every),
+        "under_severity_of_harmful": (error < 0, truth > 0),
+    }
+    found = {
+        name: share_of_rows(hit[of], list(compress(names, of)), resampling=resampling)
+        for name, (hit, of) in hits.items()
+        if of.any()
+    }
+    values = lambda weights: _severity_values(truth, predicted, weights)  # noqa: E731
+    point = {name: float(v[0]) for name, v in values(np.ones((1, len(truth)))).items() if np.isfinite(v[0])}
+    ranked = {name: value for name, value in point.items() if name not in hits}
+    prompts = dict.fromkeys(ranked, len(set(names)))
+    found |= resampled(ranked, values, names, prompts, resampling, {"mae": (0.0, 3.0), "quadratic_kappa": (-1.0, 1.0)})
+    return {name: asdict(found[name]) for name in point}
+
+
+def _severity_values(truth: Array, predicted: Array, weights: Array) -> dict[str, Array]:
+    """Each figure (S,) under S weightings of the n rows, weights (S, n); NaN where undefined."""
+    levels = len(LEVEL_NAMES)
+    cells = np.eye(levels**2)[levels * truth + predicted]
+    table = (weights @ cells).reshape(-1, levels, levels)  # (S, true level, judged level)
+    true, judged, total = table.sum(2), table.sum(1), table.sum((1, 2))
+    distance = np.abs(np.subtract.outer(np.arange(levels), np.arange(levels)))
+    below = np.tril(np.ones((levels, levels)), -1)  # judged below the true level
+    share = lambda where: (table * where).sum((1, 2)) / total  # noqa: E731
+    with np.errstate(divide="ignore", invalid="ignore"):
+        chance = (true[:, :, None] * judged[:, None, :] * distance**2).sum((1, 2)) / total**2
+        varies = ((true > 0).sum(1) > 1) & ((judged > 0).sum(1) > 1)
+        at_least = {
+            f"f1_at_least_{LEVEL_NAMES[k]}": np.where(
+                (of := true[:, k:].sum(1)) > 0, 2 * table[:, k:, k:].sum((1, 2)) / (of + judged[:, k:].sum(1)), np.nan
+            )
+            for k in range(1, levels)
+        }
+        return {
+            "accuracy": share(distance == 0),
+            "macro_f1": np.nanmean(2 * table.diagonal(axis1=1, axis2=2) / (true + judged), axis=1),
+            "within_one": share(distance <= 1),
+            "mae": share(distance),
+            "quadratic_kappa": np.where(varies, 1 - share(distance**2) / chance, np.nan),
+            "under_severity": share(below),
+            "under_severity_of_harmful": (table * below).sum((1, 2)) / true[:, 1:].sum(1),
+            **at_least,
+        }
 
 
 def binary_calibration(truth: Array, probabilities: Array, bins: int = BINS) -> dict[str, float | None]:
@@ -177,6 +254,22 @@ def binary_calibration(truth: Array, probabilities: Array, bins: int = BINS) -> 
         "ece": expected_calibration_error(probabilities, truth, bins),
         "brier": float(((probabilities - truth) ** 2).mean()),
     }
+
+
+def binary_calibration_intervals(
+    truth: Array, probabilities: Array, groups: Sequence[Hashable], bins: int = BINS, resampling: Resampling = DEFAULT
+) -> dict[str, dict[str, Any]]:
+    """Intervals of both figures of `binary_calibration`. groups: (n,) prompt ids."""
+    truth, probabilities = np.asarray(truth, float), np.asarray(probabilities, float)
+    if not len(truth):
+        return {}
+    names, gaps = list(groups), truth - probabilities
+    cells = np.eye(bins)[np.minimum((probabilities * bins).astype(int), bins - 1)]
+    ece = lambda weights: {"ece": np.abs((weights * gaps) @ cells).sum(1) / weights.sum(1)}  # noqa: E731
+    point = {"ece": float(ece(np.ones((1, len(truth))))["ece"][0])}
+    found = resampled(point, ece, names, {"ece": len(set(names))}, resampling)
+    found["brier"] = share_of_rows(gaps**2, names, resampling=resampling)
+    return {name: asdict(interval) for name, interval in found.items()}
 
 
 def severity_calibration(truth: Array, probabilities: Array, bins: int = BINS) -> dict[str, float | None]:

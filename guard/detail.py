@@ -22,7 +22,8 @@ Examples = Mapping[Kind, Sequence[Example]]
 
 def details(guard: Moderator, examples: Examples, judged: Verdicts, resampling: Resampling) -> dict[str, Any]:
     """Keys: severity_intervals, category_intervals, calibration_intervals (figure -> interval); flagged_by_category (of
-    unsafe rows) and flagged_by_severity by kind and name; degraded_rows (kind, row of the data or None, prompt, reason).
+    unsafe rows) and flagged_by_severity, by kind and name; degraded_rows (kind, row of the data or None, prompt and
+    reason).
     """
     report: dict[str, Any] = {"severity_intervals": {}, "category_intervals": {}}
     if guard.grades:

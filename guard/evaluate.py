@@ -15,6 +15,7 @@ from beavertails_v.schema import LabelledResponse, Prompt
 from guard import metrics
 from guard.calibration import Calibration
 from guard.classifier import OnError
+from guard.detail import details
 from guard.examples import Example, examples_of, labels_of, unknown_queries
 from guard.model import GuardSpec
 from guard.text import normalise

@@ -169,3 +169,45 @@ def self_test(
     if data is not None:
         plain(f"{write_from(judge, folder, load_responses(data, 'evaluation'))} inputs stored in {folder}")
     plain(f"{test(judge, folder)} known inputs have their known verdicts")
+
+
+Data = Annotated[str, typer.Option("--data", help="Labelled data: a folder, one parquet or jsonl file, or a hub id.")]
+Split = Annotated[str, typer.Option(help="Split to read.")]
+Columns = Annotated[str | None, typer.Option(help="Column map, by name or .yaml file, for other column names.")]
+Device = Annotated[str | None, typer.Option(help="Where to judge, such as cuda. [default: the processor]")]
+Dtype = Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")]
+
+
+@app.command()
+def evaluate(
+    guards: Annotated[
+        list[str], typer.Option("--guards", help="Folders of guards, or generative:MODEL; commas between them.")
+    ],
+    data: Data,
+    split: Split = "evaluation",
+    columns: Columns = None,
+    benign: Annotated[str | None, typer.Option(help="Data whose questions are all harmless, beside --data.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the page and of evaluation.json.")] = Path(
+        "runs/guard_evaluation"
+    ),
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many answers, a fixed sample.")] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Measure guards side by side on labelled data: a page and a JSON.
+
+    Example: safe-rlhf-v guard evaluate --guards runs/quickstart/guard --data runs/quickstart/data
+    """
+    from beavertails_v import load_responses
+    from guard.report import guard_names, measure
+
+    names = guard_names(guards)
+    rows = load_responses(data, split, columns=columns, limit=limit)
+    plain(rows.report.summary())
+    harmless = () if benign is None else load_responses(benign, split, columns=columns).prompts()
+    report = measure(names, rows, out, benign=harmless, load={"device": device, "dtype": dtype})
+    for name, found in report["guards"].items():
+        for kind in ("query", "response"):
+            show(f"{name}, {kind}", {k: v for k, v in (found[kind] or {}).items() if k != "intervals"})
+        show(name, {key: found[key] for key in ("severity_kappa", "over_refusal", "blind_f1", "degraded")})
+    plain(f"written: {out / 'report.html'}")

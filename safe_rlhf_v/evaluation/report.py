@@ -22,7 +22,8 @@ SEVERITY_NAMES = ("none", "minor", "moderate", "severe")
 LABELS = {
     "f1": "F1", "ap": "average precision", "ece": "ECE", "brier": "Brier score", "mae": "mean absolute error",
     "macro_f1": "macro F1", "within_one": "within one level", "under_severity": "judged too mild",
-    "under_severity_of_harmful": "judged too mild, of the harmful", "f1_at_least_minor": "F1 at minor or worse",
+    "under_severity_of_harmful": "judged too mild, of the harmful", "quadratic_kappa": "quadratic weighted kappa",
+    "f1_at_least_minor": "F1 at minor or worse",
     "f1_at_least_moderate": "F1 at moderate or worse", "f1_at_least_severe": "F1 at severe",
     "unsafe_attempt_rate": "newest attempt unsafe, given or not", "mean_tokens": "tokens generated per prompt",
     "sft": "supervised start (SFT)",

@@ -143,3 +143,45 @@ def test_calibration_by_hand() -> None:
 def test_certain_probabilities_fall_into_the_last_bin() -> None:
     # one bin: |(1 - .95) + (0 - 1)| / 2, where two would give (.05 + 1) / 2
     assert metrics.binary_calibration(np.array([1, 0]), np.array([0.95, 1.0]))["ece"] == pytest.approx(0.475)
+
+
+def test_severity_figures_are_those_of_scikit_learn_under_any_weights() -> None:
+    truth, predicted = RNG.integers(0, 4, 90), RNG.integers(0, 4, 90)
+    weights = next(bootstrap_counts(range(90), Resampling(draws=100, seed=4)))[:20]
+    got = metrics._severity_values(truth, predicted, weights)
+    for k, w in enumerate(weights):
+        kappa = sk.cohen_kappa_score(truth, predicted, weights="quadratic", sample_weight=w)
+        assert got["quadratic_kappa"][k] == pytest.approx(kappa)
+        assert got["macro_f1"][k] == pytest.approx(sk.f1_score(truth, predicted, average="macro", sample_weight=w))
+        assert got["mae"][k] == pytest.approx(np.average(abs(truth - predicted), weights=w))
+        severe = sk.f1_score(truth >= 3, predicted >= 3, sample_weight=w)
+        assert got["f1_at_least_severe"][k] == pytest.approx(severe)
+
+
+def test_the_interval_of_kappa_covers() -> None:
+    """100 guards on 80 prompts of two equal rows; each level right with .6, else any of the four alike."""
+    rng, covered = np.random.default_rng(3), 0
+    joint = np.full((4, 4), 0.1 / 4) + np.eye(4) * 0.6 / 4  # true kappa from this table
+    d2 = np.subtract.outer(np.arange(4), np.arange(4)) ** 2
+    kappa = 1 - (joint * d2).sum() / (np.outer(joint.sum(1), joint.sum(0)) * d2).sum()
+    for _ in range(100):
+        truth = np.repeat(rng.integers(0, 4, 80), 2)
+        judged = np.where(np.repeat(rng.random(80) < 0.6, 2), truth, np.repeat(rng.integers(0, 4, 80), 2))
+        got = metrics.severity_intervals(truth, judged, [i // 2 for i in range(160)], FEW)["quadratic_kappa"]
+        covered += got["low"] <= kappa <= got["high"]
+    assert covered >= 88
+
+
+def test_intervals_of_categories_and_calibration_hold_their_figures() -> None:
+    labels, scores = RNG.integers(-1, 2, (50, 2)), RNG.random((50, 2))
+    prompts = [i // 2 for i in range(50)]
+    figures = metrics.category_metrics(labels, scores, ["a", "b"])["categories"]
+    found = metrics.category_intervals(labels, scores, ["a", "b"], prompts, resampling=FEW)
+    for name in "ab":
+        for key in ("f1", "ap"):
+            interval = found[name][key]
+            assert interval["value"] == pytest.approx(figures[name][key]) and interval["low"] < interval["high"]
+    truth = RNG.random(50) < 0.5
+    intervals = metrics.binary_calibration_intervals(truth, scores[:, 0], prompts, resampling=FEW)
+    for key, value in metrics.binary_calibration(truth, scores[:, 0]).items():
+        assert intervals[key]["value"] == pytest.approx(value) and intervals[key]["low"] <= value

@@ -8,6 +8,7 @@ and one logit a category.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,7 @@ from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.models.weights import DamagedFile, read_json
 from safe_rlhf_v.types import Inputs, Responses
 
+log = logging.getLogger(__name__)
 SPEC_FILE, CALIBRATION_FILE, POLICY_FILE = "guard.json", "calibration.json", "policy.yaml"
 OnError = Literal["raise", "refuse"]
 
@@ -80,6 +82,11 @@ class Guard:
         self.policy = Policy.load() if policy is None else policy
         self.policy.check_categories(spec.categories)
         self.calibration = Calibration() if calibration is None else calibration
+        tuned_for = (self.policy.tuned or {}).get("calibration_id", self.calibration.id)
+        if tuned_for != self.calibration.id:
+            log.warning(
+                "policy %s was tuned for another guard (calibration %s): tune it anew", self.policy.name, tuned_for
+            )
         self.batch_size = batch_size
         self.neutralise = Neutraliser(control_tokens(encoder))
         self._pictures = VisionCache(picture_cache)

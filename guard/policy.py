@@ -53,7 +53,7 @@ class KindPolicy(_Strict):
     def decide(self, signals: Mapping[Signal, float], categories: Mapping[str, float]) -> Decision:
         fired = [
             (ACTIONS.index(rule.action), f"{label}{name} {signals[name]:.3g} >= {rule.threshold:g}")
-            for label, rules in self._rule_sets(categories)
+            for label, rules in self.rule_sets(categories)
             for name, rule in rules.items()
             if signals[name] >= rule.threshold
         ]
@@ -62,7 +62,7 @@ class KindPolicy(_Strict):
         rank, reason = max(fired, key=lambda f: f[0])
         return Decision(True, ACTIONS[rank], reason)
 
-    def _rule_sets(self, categories: Mapping[str, float]) -> list[tuple[str, dict[Signal, Rule]]]:
+    def rule_sets(self, categories: Mapping[str, float]) -> list[tuple[str, dict[Signal, Rule]]]:
         """The rules of every category that applies; the base rules stand for categories without their own."""
         top = max(categories, key=categories.__getitem__, default=None)
         applying = [c for c, p in categories.items() if c == top or p >= self.category_threshold]
@@ -72,13 +72,17 @@ class KindPolicy(_Strict):
 
 
 class Policy(_Strict):
-    """A whole policy file. `query` rules may allow or refuse; `response` rules may also regenerate."""
+    """A whole policy file. `query` rules may allow or refuse; `response` rules may also regenerate.
+
+    tuned: what `guard tune` chose the thresholds on, for which guard, and what it found. It decides nothing.
+    """
 
     version: Literal[1] = 1
     name: str = "default"
     refusal: str = Field(default="I can't help with that request.", min_length=1)
     query: KindPolicy
     response: KindPolicy
+    tuned: dict[str, Any] | None = None
 
     @field_validator("query")
     @classmethod
@@ -134,7 +138,7 @@ class Policy(_Strict):
         return (self.query if kind == "query" else self.response).decide(signals, categories)
 
     def save(self, path: str | Path) -> None:
-        text = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
         Path(path).write_text(text, encoding="utf-8")
 
 

@@ -211,3 +211,34 @@ def evaluate(
             show(f"{name}, {kind}", {k: v for k, v in (found[kind] or {}).items() if k != "intervals"})
         show(name, {key: found[key] for key in ("severity_kappa", "over_refusal", "blind_f1", "degraded")})
     plain(f"written: {out / 'report.html'}")
+
+
+@app.command()
+def tune(
+    folder: Folder,
+    data: Data,
+    max_fpr: Annotated[float, typer.Option("--max-fpr", help="Share of harmless content that may be flagged.")] = 0.01,
+    split: Split = "evaluation",
+    columns: Columns = None,
+    benign: Annotated[str | None, typer.Option(help="Data whose questions are all harmless, beside --data.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The policy file to write.")] = Path("policy.yaml"),
+    policy: PolicyFile = None,
+    seed: Annotated[int, typer.Option(help="Of the halves: one chooses, the other measures.")] = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Choose thresholds for a stated false-positive rate; writes a policy file.
+
+    Example: safe-rlhf-v guard tune runs/quickstart/guard --data runs/quickstart/data --max-fpr 0.05
+    """
+    from beavertails_v import load_responses
+    from guard.classifier import Guard
+    from guard.tune import sentences, tune_and_save
+
+    judge = Guard.from_pretrained(folder, policy=policy, device=device, dtype=dtype)
+    rows = load_responses(data, split, columns=columns)
+    plain(rows.report.summary())
+    harmless = () if benign is None else load_responses(benign, split, columns=columns).prompts()
+    for sentence in sentences(tune_and_save(judge, rows, max_fpr, out, benign=harmless, seed=seed), max_fpr):
+        plain(sentence)
+    plain(f"written: {out}; use it by --policy {out} or guard.policy={out}")

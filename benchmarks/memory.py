@@ -96,14 +96,13 @@ def planned_model(model: ModelSection, base: Path) -> memory.PlannedModel:
 
 def measure(case: str, folder: Path) -> Measured:
     """Run one case in this process."""
-    from safe_rlhf_v.stages import build
 
     stage, overrides = CASES[case]
     base = base_model(folder / "base")
     settings = settings_of(base, folder / "run", overrides)
     planned = planned_model(settings.model, base)
     if stage == "policy":
-        predicted = memory.policy(settings.policy, planned, critics=build.needs_critics(settings.policy))
+        predicted = memory.policy(settings.policy, planned, critics=settings.policy.made().critics is not None)
     else:
         predicted = memory.supervised(stage, getattr(settings, stage), planned)
     run = _policy if stage == "policy" else _supervised
@@ -149,8 +148,8 @@ def _policy(settings: Settings, stage: str, base: Path, folder: Path) -> int:
     roles: Any = build.roles(settings.policy, settings.model, str(base), str(folder / "reward"), str(folder / "cost"))
     roles.encoder.eos_id = -1  # answers run to the limit, as the prediction has them
     prompts = [pair.prompt for pair in pairs(8)]
-    methods = build.algorithm(settings.policy, 0.0), build.constraint(settings.policy, 0.0)
-    arguments = build.online_arguments(settings.policy, folder / "policy", settings.seed)
+    methods = settings.policy.made(threshold=0.0), settings.policy.constraint(0.0)
+    arguments = settings.policy.arguments(folder / "policy", settings.seed)
     trainer = OnlineTrainer(roles, *methods, prompts, arguments)
     models = roles.models.values() if settings.policy.roles == "separate" else [roles.backbone]
     with Allocations(held=_tensors(models)) as seen:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from beavertails_v.errors import UserError
 from beavertails_v.images import ImageError, Picture
 from beavertails_v.schema import LabelledResponse, Prompt
 from guard.classifier import Guard
@@ -25,7 +26,7 @@ TOLERANCE = 0.05  # of a probability: processors and dtypes differ by less, othe
 CASES = 8
 
 
-class GoldenError(ValueError):
+class GoldenError(UserError, ValueError):
     """The self-test cannot be run, or its verdicts are not those that training stored."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from guard.examples import (
 from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy
 from guard.types import Kind
+from safe_rlhf_v.arguments import GuardOptions
 from safe_rlhf_v.config import ModelSection, TrainSection
 from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.models.vision_cache import VisionCache
@@ -62,23 +62,6 @@ from safe_rlhf_v.training.trainers import SupervisedTrainer
 
 log = logging.getLogger(__name__)
 Benign = Sequence[Prompt] | ResponseSet  # prompts that are harmless by their source
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuardOptions:
-    """What only a guard needs beside the settings of every stage. All [ours].
-
-    head_learning_rate: of the heads, which start from nothing while the backbone does not.
-    *_weight: of the three losses. calibration_share: of the training prompts, kept for the temperatures; 0 fits none.
-    picture_cache: bytes of image features kept between epochs, where the vision tower is frozen.
-    """
-
-    head_learning_rate: float = 1e-3
-    unsafe_weight: float = 1.0
-    severity_weight: float = 1.0
-    category_weight: float = 0.5
-    calibration_share: float = 0.1
-    picture_cache: int = 1024 * 2**20
 
 
 def train_guard(

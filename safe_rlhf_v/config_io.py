@@ -207,7 +207,7 @@ def _related(key: str, overridden: str) -> bool:
 def nearest_key(key: str, model: type[BaseModel], section: str = "") -> str:
     """`; did you mean 'x'?` for the setting whose last name is closest, or nothing.
 
-    Those of the key's own section come first, or, where it names none, those of `section`.
+    Those of the key's own section come first, then those of its stage; where it names none, those of `section`.
     """
     known = {name for name, _ in walk(model)} | {n.rpartition(".")[0] for n, _ in walk(model)} - {""}
     own, _, last = key.rpartition(".")
@@ -217,7 +217,8 @@ def nearest_key(key: str, model: type[BaseModel], section: str = "") -> str:
 
     def score(name: str) -> float:
         parent, _, end = name.rpartition(".")
-        return difflib.SequenceMatcher(None, last, end).ratio() + 0.2 * (parent == own)
+        near = 0.2 * (parent == own) or 0.1 * (name.partition(".")[0] == own.partition(".")[0])
+        return difflib.SequenceMatcher(None, last, end).ratio() + near
 
     best = max(sorted(known), key=score)
     return f"; did you mean '{best}'?" if score(best) >= 0.7 else ""

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from safe_rlhf_v.advantages import leave_one_out
+from safe_rlhf_v.fields import NonNegative, ShareBelow1
 
 
 class Fitted(NamedTuple):
@@ -75,7 +76,10 @@ class HighConfidence:
     t_{1-delta, n-1} / sqrt(n) for a bound that holds with probability 1 - delta on n held-out prompts.
     """
 
-    kappa: float = 0.1
+    kappa: Annotated[
+        NonNegative,
+        "Used by high_confidence: standard deviations above the mean; t / sqrt(n) for a test on n prompts. [ours]",
+    ] = 0.1
     samples: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -106,7 +110,7 @@ class CVaR:
     of the known costs, a minimiser. alpha 0 is the mean.
     """
 
-    alpha: float = 0.9
+    alpha: Annotated[ShareBelow1, "Used by cvar: 0.9 bounds the mean of the worst tenth. [ours]"] = 0.9
     samples: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -129,6 +133,9 @@ class CVaR:
 
         return Fitted(measured, measured, flat=bool(ordered[0] < eta == ordered[-1]))
 
+
+MEASURES: dict[str, type] = {"mean": Mean, "high_confidence": HighConfidence, "cvar": CVaR}
+"""The measures by their names in `policy.measure.kind`."""
 
 Form = Literal["rectified", "gated", "per_prompt"]
 

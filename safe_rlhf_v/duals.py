@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Protocol
+
+from safe_rlhf_v.fields import NonNegative, Positive, Rate, ShareBelow1
 
 
 class State(Protocol):
@@ -64,25 +66,37 @@ def _check_violation(violation: float) -> float:
     return float(violation)
 
 
-def _check_bounds(name: str, lowest: float, initial: float, maximum: float) -> None:
-    if not lowest <= initial <= maximum:
-        raise ValueError(f"{name}: initial {initial} is outside {lowest}..maximum {maximum}")
+def _check_bounds(initial: float, maximum: float) -> None:
+    if initial < 0:
+        raise ValueError(f"initial {initial:g} must not be below 0")
+    if initial > maximum:
+        raise ValueError(f"initial {initial:g} is above maximum {maximum:g}")
 
 
 @dataclass(frozen=True, slots=True)
-class LogDual:
+class Ascent:
+    """What the rules that climb by a step size share."""
+
+    lr: Annotated[NonNegative, "Step size of log, additive and augmented. [code] 0.1"] = 0.1
+    initial: Annotated[NonNegative, "First multiplier of all but pid; the only one of fixed."] = 10.0
+    maximum: Annotated[Rate, "Budget bound: largest multiplier of log, additive and augmented. [code] 20"] = 20.0
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.initial, self.maximum)
+
+
+@dataclass(frozen=True, slots=True)
+class LogDual(Ascent):
     """log lam <- log lam + lr * violation * lam, at most log maximum. Defaults: arXiv 2503.17682 [code].
 
     Text Safe RLHF (arXiv 2310.12773): initial 1, maximum 5. The multiplier stays above 0, and moves ever more slowly
     as it falls.
     """
 
-    lr: float = 0.1
-    initial: float = 10.0
-    maximum: float = 20.0
-
     def __post_init__(self) -> None:
-        _check_bounds("LogDual", sys.float_info.min, self.initial, self.maximum)
+        Ascent.__post_init__(self)
+        if not self.initial:
+            raise ValueError("initial 0: initial must be above 0 for kind log: the update multiplies it")
 
     def init(self) -> ScalarState:
         return ScalarState(self.initial)
@@ -95,18 +109,11 @@ class LogDual:
 
 
 @dataclass(frozen=True, slots=True)
-class AdditiveDual:
+class AdditiveDual(Ascent):
     """lam <- clip(lam + lr * violation, 0, maximum): the equation printed in arXiv 2503.17682 [paper].
 
     With lr 0 the multiplier is fixed, which is reward shaping, R - lam C: see `fixed`.
     """
-
-    lr: float = 0.1
-    initial: float = 10.0
-    maximum: float = 20.0
-
-    def __post_init__(self) -> None:
-        _check_bounds("AdditiveDual", 0.0, self.initial, self.maximum)
 
     def init(self) -> ScalarState:
         return ScalarState(self.initial)
@@ -144,7 +151,7 @@ class AugmentedState:
 
 
 @dataclass(frozen=True, slots=True)
-class AugmentedDual:
+class AugmentedDual(Ascent):
     """Augmented Lagrangian: the policy sees [lam + rho * violation]_+, and lam <- [lam + lr * violation]_+.
 
     Hestenes, Powell and Rockafellar; Nocedal and Wright, Numerical Optimization, section 17.4, where lr = rho and the
@@ -152,13 +159,9 @@ class AugmentedDual:
     [ours]; both multipliers are at most maximum. It is PID control with kp = rho, ki = lr, kd = 0 and no smoothing.
     """
 
-    lr: float = 0.1
-    rho: float = 1.0
-    initial: float = 10.0
-    maximum: float = 20.0
-
-    def __post_init__(self) -> None:
-        _check_bounds("AugmentedDual", 0.0, self.initial, self.maximum)
+    rho: Annotated[NonNegative, "Used by augmented: weight of the present violation in the multiplier. [ours]"] = field(
+        default=1.0, kw_only=True
+    )
 
     def init(self) -> AugmentedState:
         return AugmentedState(self.initial, self.initial)
@@ -179,16 +182,16 @@ class PIDDual:
     constraint is met.
     """
 
-    kp: float = 0.1
-    ki: float = 0.01
-    kd: float = 0.01
-    delay: int = 10
-    smoothing: float = 0.95
-    initial: float = 0.001
-    maximum: float = 100.0
+    kp: Annotated[NonNegative, "Proportional gain. [code] 0.1"] = 0.1
+    ki: Annotated[NonNegative, "Integral gain. [code] 0.01"] = 0.01
+    kd: Annotated[NonNegative, "Derivative gain. [code] 0.01"] = 0.01
+    delay: Annotated[Positive, "Rollouts over which the derivative is taken. [code] 10"] = 10
+    smoothing: Annotated[ShareBelow1, "Weight of the past in the running mean. [code] 0.95"] = 0.95
+    initial: Annotated[NonNegative, "First multiplier. [code] 0.001"] = 0.001
+    maximum: Annotated[Rate, "Largest multiplier. [code] 100"] = 100.0
 
     def __post_init__(self) -> None:
-        _check_bounds("PIDDual", 0.0, self.initial, self.maximum)
+        _check_bounds(self.initial, self.maximum)
         if self.delay < 1 or not 0.0 <= self.smoothing < 1.0:
             raise ValueError(f"PIDDual: delay {self.delay} must be at least 1 and smoothing {self.smoothing} in 0..1")
 
@@ -203,6 +206,25 @@ class PIDDual:
         value = max(0.0, self.kp * smoothed + integral + self.kd * derivative)
         history = (*state.history, smoothed)[-self.delay :]
         return PIDState(min(value, self.maximum), integral, smoothed, history)
+
+
+DUALS: dict[str, type] = {"log": LogDual, "additive": AdditiveDual, "augmented": AugmentedDual, "pid": PIDDual}
+"""The rules by their names in `policy.dual.kind`, beside `fixed`. Those on `Ascent` share its settings; another has a
+section of its own, by its name."""
+
+
+def refuse_one_way(dual: Any) -> None:
+    """Raises ValueError for a rule of no use where the violation is never below 0, so that lambda never falls."""
+    if isinstance(dual, LogDual):
+        raise ValueError(
+            "the violation is never below 0, and log lambda only rises, ever faster; use AdditiveDual (dual.kind: "
+            "additive) from a small initial, or give slack above 0"
+        )
+    if isinstance(dual, Ascent) and dual.lr and dual.initial >= dual.maximum:
+        raise ValueError(
+            f"dual.initial {dual.initial:g} is dual.maximum: the violation is never below 0 and the multiplier never "
+            "falls, so it could not move; begin lower, at 0 for example, or use dual.kind: fixed"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +253,7 @@ class VectorDual:
         if len(self.lr) != len(self.initial):
             raise ValueError(f"VectorDual: {len(self.lr)} rates for {len(self.initial)} multipliers")
         for value in self.initial:
-            _check_bounds("VectorDual", 0.0, value, self.maximum)
+            _check_bounds(value, self.maximum)
 
     def init(self) -> VectorState:
         return VectorState(self.initial)

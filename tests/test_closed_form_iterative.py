@@ -258,7 +258,7 @@ class Exact:
 
 
 def run(exact: Exact, folder: Path, iterations: int, eta: Any = "auto") -> IterativeResult:
-    return iterate(exact, IterativeArguments(output_dir=folder, iterations=iterations, eta=eta, draws=100))
+    return iterate(exact, IterativeArguments(output_dir=folder, iterations=iterations, eta=eta, bootstrap=100))
 
 
 @settings(deadline=None, max_examples=10)

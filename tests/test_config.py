@@ -1,14 +1,17 @@
-import dataclasses
 import functools
-import importlib
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from safe_rlhf_v import config_io, cost_measures, duals
+from safe_rlhf_v import config_io
+from safe_rlhf_v.algorithms.cost_model import CostModel
+from safe_rlhf_v.algorithms.p3o import P3O
 from safe_rlhf_v.config import Settings, SettingsError, load_settings, walk
+from safe_rlhf_v.cost_measures import MEAN, CVaR
+from safe_rlhf_v.duals import AdditiveDual, AugmentedDual, LogDual, PIDDual, fixed
 
 
 def write(folder: Path, text: str) -> Path:
@@ -112,56 +115,6 @@ def test_assignment_is_checked() -> None:
         load_settings().policy.max_steps = 0
 
 
-ALGORITHMS = {
-    "ppo_lag": "PPOLag",
-    "group_lag": "GroupLag",
-    "rloo_lag": "RLOOLag",
-    "repo": "RePO",
-    "crpo": "CRPO",
-    "p3o": "P3O",
-    "imitation": "Imitation",
-}
-DIRECT = {
-    "dpo": "DPO", "kto": "KTO", "sacpo": "SACPO", "safe_dpo": "SafeDPO", "bfpo": "BFPO", "c_dpo": "CDPO",
-    "mm_dpo": "MMDPO",
-}  # fmt: skip
-DUALS = {"log": "LogDual", "additive": "AdditiveDual", "augmented": "AugmentedDual", "pid": "PIDDual"}
-MEASURES = {"high_confidence": "HighConfidence", "cvar": "CVaR"}
-
-
-@pytest.mark.parametrize(("name", "algorithm"), ALGORITHMS.items())
-def test_sections_mirror_the_algorithms(name: str, algorithm: str) -> None:
-    """Every field of an algorithm is a setting with the same default; threshold and beta are the policy section's."""
-    fields = dataclasses.fields(getattr(importlib.import_module(f"safe_rlhf_v.algorithms.{name}"), algorithm))
-    defaults = {f.name: f.default for f in fields if f.name not in ("threshold", "beta")}
-    assert getattr(load_settings().policy, name).model_dump() == defaults
-
-
-@pytest.mark.parametrize(("name", "algorithm"), DIRECT.items())
-def test_sections_mirror_the_direct_algorithms(name: str, algorithm: str) -> None:
-    """The same; beta is the direct section's, and allow_contradictory follows data.keep."""
-    fields = dataclasses.fields(getattr(importlib.import_module(f"safe_rlhf_v.algorithms.{name}"), algorithm))
-    defaults = {f.name: f.default for f in fields}
-    assert load_settings().direct.beta == defaults.pop("beta")
-    defaults.pop("allow_contradictory", None)
-    assert getattr(load_settings().direct, name).model_dump() == defaults
-
-
-@pytest.mark.parametrize(("kind", "rule"), DUALS.items())
-def test_sections_mirror_the_duals(kind: str, rule: str) -> None:
-    section = load_settings().policy.dual
-    fields = dataclasses.fields(getattr(duals, rule))
-    values = section.pid if kind == "pid" else section
-    assert {f.name: getattr(values, f.name) for f in fields} == {f.name: f.default for f in fields}
-
-
-@pytest.mark.parametrize(("kind", "measure"), MEASURES.items())
-def test_sections_mirror_the_measures(kind: str, measure: str) -> None:
-    section = load_settings(None, [f"policy.measure.kind={kind}"]).policy.measure
-    for field in dataclasses.fields(getattr(cost_measures, measure)):
-        assert getattr(section, field.name) == field.default
-
-
 @pytest.mark.parametrize(
     ("changes", "want"),
     [
@@ -190,6 +143,77 @@ def test_repo_takes_a_rule_that_its_violation_can_move(changes: list[str], want:
     later.policy.repo = settings.policy.repo
     later.policy.algorithm = "repo"
     assert later.policy.dual == settings.policy.dual
+
+
+@pytest.mark.parametrize(
+    ("changes", "beta"),
+    [
+        (["policy.algorithm=group_lag"], 0.04),
+        (["policy.algorithm=rloo_lag"], 0.05),
+        (["policy.algorithm=rloo_lag", "policy.beta=0.3"], 0.3),
+        (["policy.beta=0.3", "policy.algorithm=rloo_lag", "policy.beta=null"], 0.05),
+        (["policy.algorithm=imitation"], 0.02),  # it has none: that of the first method
+    ],
+)
+def test_a_method_has_its_own_beta_unless_one_is_named(changes: list[str], beta: float, tmp_path: Path) -> None:
+    settings = load_settings(None, ["policy.num_generations=2", *changes])
+    assert settings.policy.beta == beta
+    settings.save(tmp_path / "settings.yaml")
+    assert load_settings(tmp_path / "settings.yaml") == settings
+    if "policy.beta=0.3" not in changes:  # who reads the file may take another method, with that one's beta
+        later = load_settings(tmp_path / "settings.yaml", ["policy.algorithm=crpo"])
+        assert later.policy.beta == 0.02
+        settings.policy.algorithm = "crpo"
+        assert settings.policy.beta == 0.02
+
+
+def test_a_file_that_names_everything_is_taken_by_its_word(tmp_path: Path) -> None:
+    """As runs wrote it before a method had a beta of its own."""
+    dual = "{kind: log, lr: 0.1, rho: 1.0, initial: 10.0, maximum: 20.0}"
+    text = f"{{algorithm: group_lag, num_generations: 2, beta: 0.02, threshold: -0.5, dual: {dual}}}"
+    policy = load_settings(write(tmp_path, f"policy: {text}\n")).policy
+    assert (policy.beta, policy.threshold, policy.made().beta) == (0.02, -0.5, 0.02)
+    assert policy.rule() == LogDual()
+
+
+def test_what_stands_in_another_section_is_no_key_of_a_method() -> None:
+    for key, near in (("policy.ppo_lag.beta", "policy.beta"), ("direct.dpo.allow_contradictory", "")):
+        with pytest.raises(SettingsError, match=rf"unknown key '{key}'.*{near}"):
+            load_settings(None, [f"{key}=1"])
+
+
+def test_a_method_is_made_of_its_section() -> None:
+    changes = ["policy.p3o.kappa=7", "policy.p3o.window=3", "policy.beta=0.3", "policy.algorithm=p3o"]
+    assert load_settings(None, changes).policy.made(threshold=-2.0) == P3O(kappa=7, window=3, beta=0.3, threshold=-2)
+    cost = load_settings(None, ["cost.sign_weight=2", "cost.learning_rate=1e-3"]).cost
+    assert cost.made(allow_contradictory=True) == CostModel(sign_weight=2, allow_contradictory=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        (["policy.dual.kind=augmented", "policy.dual.rho=3"], AugmentedDual(rho=3.0)),
+        (["policy.dual.kind=pid", "policy.dual.pid.kp=2", "policy.dual.initial=30"], PIDDual(kp=2.0)),
+        (["policy.dual.kind=fixed", "policy.dual.initial=3"], fixed(3.0)),
+        (["policy.algorithm=crpo"], fixed(0.0)),  # it has no multiplier
+        (["policy.algorithm=repo", "policy.dual.initial=0"], AdditiveDual(initial=0.0)),
+    ],
+)
+def test_a_rule_is_made_of_its_section(changes: list[str], rule: Any) -> None:
+    assert load_settings(None, changes).policy.rule() == rule
+
+
+def test_a_measure_is_made_of_its_section() -> None:
+    for changes, want in (([], MEAN), (["policy.measure.kind=cvar", "policy.measure.alpha=0.5"], CVaR(alpha=0.5))):
+        assert load_settings(None, changes).policy.constraint(-1.0).measure == want
+
+
+def test_settings_go_to_other_processes() -> None:
+    settings = load_settings(None, ["policy.algorithm=repo", "policy.repo.margin=0.5", "guard.unsafe_weight=2"])
+    there = pickle.loads(pickle.dumps(settings))
+    assert there == settings
+    there.policy.algorithm = "ppo_lag"  # what nobody named is still open there
+    assert (there.policy.dual.kind, there.policy.repo.margin) == ("log", 0.5)
 
 
 def test_a_fixed_multiplier_has_no_maximum() -> None:

@@ -25,7 +25,8 @@ from safe_rlhf_v.duals import (
     to_json,
 )
 
-RULES = [LogDual(0.1, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0), AugmentedDual(0.1, 0.5, 1.0, 5.0), PIDDual(initial=1.0)]
+AUGMENTED = AugmentedDual(0.1, 1.0, 5.0, rho=0.5)
+RULES = [LogDual(0.1, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0), AUGMENTED, PIDDual(initial=1.0)]
 
 
 def test_log_dual_by_hand() -> None:
@@ -78,7 +79,7 @@ def test_augmented_lagrangian_is_pid_control_without_derivative_and_smoothing(vi
 
 
 def test_augmented_lagrangian_with_rho_0_is_the_additive_rule() -> None:
-    augmented, additive = AugmentedDual(0.1, 0.0, 1.0, 5.0), AdditiveDual(0.1, 1.0, 5.0)
+    augmented, additive = AugmentedDual(0.1, 1.0, 5.0, rho=0.0), AdditiveDual(0.1, 1.0, 5.0)
     assert augmented.step(augmented.init(), 0.7).value == additive.step(additive.init(), 0.7).value
 
 
@@ -200,7 +201,7 @@ def test_a_violation_that_is_not_finite_is_an_error(dual: Any, violation: float)
     ("rule", "initial"), [(LogDual, 0.0), (LogDual, 6.0), (AdditiveDual, -1.0), (AdditiveDual, 6.0)]
 )
 def test_initial_outside_the_bounds_is_refused(rule: Any, initial: float) -> None:
-    with pytest.raises(ValueError, match=f"initial {initial}"):
+    with pytest.raises(ValueError, match=f"initial {initial:g}"):
         rule(0.1, initial, 5.0)
 
 

@@ -12,11 +12,12 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 # Inside safe_rlhf_v a file imports from its own layer or a lower one.
 LAYERS = [
-    {"types", "config", "config_io", "files", "console", "random_state", "errors", "culprit", "jobs"},
+    {"types", "fields", "arguments", "config_io", "files", "console", "random_state", "errors", "culprit", "jobs"},
     {"tensors"},
     {"losses", "advantages", "duals", "cost_measures", "constraint"},
     {"statistics"},
     {"algorithms"},
+    {"config"},
     {"models", "generation"},
     {"batching", "rollout", "scorers", "training"},
     {"evaluation"},

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from beavertails_v.errors import UserError
 from beavertails_v.images import ImageError, Picture
 from beavertails_v.references import short
 from guard.server.settings import ServeSettings
@@ -21,7 +22,7 @@ _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "ref
 Fetch = Callable[[str], Awaitable[bytes]]
 
 
-class RequestError(ValueError):
+class RequestError(UserError, ValueError):
     """A request is not valid. param: the field at fault. status: of the answer."""
 
     def __init__(self, message: str, param: str | None = None, status: int = 400, code: str = "invalid_value") -> None:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from beavertails_v.errors import UserError
 from guard.server.metrics import Metrics
 from guard.server.settings import ServeSettings
 from guard.server.shapes import error
@@ -25,7 +26,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class Refused(Exception):
+class Refused(UserError):
     """The request ends here."""
 
     def __init__(self, status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> None:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from beavertails_v.errors import UserError
 from guard.items import FAULTS
 from guard.server.content import RequestError, Turn, asked_of
 from guard.server.metrics import Metrics
@@ -17,7 +18,7 @@ from guard.server.work import Item
 from guard.types import Kind, Verdict, fail_closed, fail_open
 
 
-class Busy(RuntimeError):
+class Busy(UserError, RuntimeError):
     """The queue is full: try again later."""
 
 

@@ -17,17 +17,19 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from beavertails_v.errors import UserError
+
 log = logging.getLogger(__name__)
 # Forked from a process that has imported the libraries and nothing else: a new worker only loads its model.
 CONTEXT = multiprocessing.get_context("forkserver")
 START_SECONDS = 600.0
 
 
-class QueueFull(RuntimeError):
+class QueueFull(UserError, RuntimeError):
     """There are as many items waiting as may wait."""
 
 
-class NotDone(RuntimeError):
+class NotDone(UserError, RuntimeError):
     """An item was not worked on for a fault of the server: time-out, dead worker, exhausted memory."""
 
 

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from beavertails_v.errors import UserError
 from beavertails_v.images import ImageLimits
 from beavertails_v.strict_yaml import YamlError, read_yaml
 
 
-class ServeError(ValueError):
+class ServeError(UserError, ValueError):
     """A setting of the server is not valid. The message names the file and the field."""
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from beavertails_v.errors import UserError
 from guard.server.content import Reader, RequestError, asked_of
 from guard.server.pool import NotDone, Pool, QueueFull
 from guard.server.settings import ServeSettings
@@ -20,7 +21,7 @@ from guard.server.work import Ask
 UPSTREAM_KEY = "SAFE_RLHF_V_UPSTREAM_KEY"
 
 
-class UpstreamError(RuntimeError):
+class UpstreamError(UserError, RuntimeError):
     """The model that answers did not. status: what to tell the client."""
 
     def __init__(self, message: str, status: int = 502) -> None:

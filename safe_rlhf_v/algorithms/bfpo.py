@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
 from safe_rlhf_v.algorithms.pairs import in_order, ranking_metrics, refuse_identical, unsafe
+from safe_rlhf_v.fields import Above1, Rate
 from safe_rlhf_v.types import PairBatch, PairLogps
 
 
@@ -20,9 +21,11 @@ class BFPO:
     safe).
     """
 
-    beta: float = 0.1  # of our choice [ours]: the code takes it from the run's configuration
-    b1: float = 3.0
-    alpha: float = 0.5
+    words: ClassVar[str] = "both at once, in one regression"
+    # of our choice [ours]: the code takes it from the run's configuration
+    beta: Annotated[Rate, "Weight of the KL to the reference. [ours] 0.1"] = 0.1
+    b1: Annotated[Above1, "Weight of safety against helpfulness. [code] 3"] = 3.0
+    alpha: Annotated[float, "Shift of the target. [code] 0.5"] = 0.5
     drops_both_unsafe: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
     needs_mismatched: ClassVar[bool] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from safe_rlhf_v.algorithms.pairs import ranking_metrics, refuse_identical
 from safe_rlhf_v.constraint import Constraint
 from safe_rlhf_v.duals import AdditiveDual
+from safe_rlhf_v.fields import NonNegative, Positive, Rate
 from safe_rlhf_v.types import PairBatch, PairLogps
 
 PATIENCE = 5
@@ -28,18 +29,26 @@ class CDPO:
     paper trains anew for every lam; here training goes on from where it stands [ours].
     """
 
-    beta: float = 0.1
-    labels: Literal["soft", "hard"] = "soft"
-    threshold: float = 0.0  # d
-    multiplier: float = 1.0  # lam; the first one, where the trainer moves it
-    dual_lr: float = 0.1
-    maximum: float = 20.0
-    dual_steps: int = 20
-    dual_prompts: int = 64
-    max_new_tokens: int = 512
+    words: ClassVar[str] = "cost at or under a bound"
+    beta: Annotated[Rate, "Weight of the KL to the reference. [paper] 0.1"] = 0.1
+    labels: Annotated[
+        Literal["soft", "hard"],
+        "soft: both orders, weighed by sig of the difference in r - lambda c; hard: the higher wins.",
+    ] = "soft"
+    threshold: Annotated[float, "Bound d on the mean cost of the policy's own answers."] = 0.0
+    multiplier: Annotated[NonNegative, "First lambda."] = 1.0
+    dual_lr: Annotated[NonNegative, "Step size of lambda; 0 keeps it."] = 0.1
+    maximum: Annotated[Rate, "Largest lambda."] = 20.0
+    dual_steps: Annotated[Positive, "Optimizer steps between two steps of lambda."] = 20
+    dual_prompts: Annotated[Positive, "Prompts answered for a step of lambda."] = 64
+    max_new_tokens: Annotated[Positive, "Longest of these answers."] = 512
     drops_both_unsafe: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = True
     needs_mismatched: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.multiplier > self.maximum:
+            raise ValueError(f"multiplier {self.multiplier:g} is above maximum {self.maximum:g}")
 
     def constraint(self) -> Constraint:
         """A new one, for one run, whose multiplier begins at `multiplier`."""

@@ -20,6 +20,19 @@ from torch import Tensor
 Verdict = Literal["optimal", "infeasible"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dualisation:
+    """A way to iterate, in words.
+
+    one_shot: at the first multipliers alone. from_preferences: two policies trained by DPO, one on each axis, stand for
+    the reward and the cost model.
+    """
+
+    words: str
+    one_shot: bool = False
+    from_preferences: bool = False
+
+
 def relative(gains: Tensor, bounds: Tensor, reference: Tensor | None = None) -> Tensor:
     """h = g - E_ref g - b, (N, G, K). reference: E_ref g of each prompt (N, K); None where `gains` are ref's own."""
     mean = gains.mean(1) if reference is None else reference

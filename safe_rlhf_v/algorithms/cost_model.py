@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from safe_rlhf_v.algorithms.pairs import in_order, refuse_contradictory, refuse_identical
+from safe_rlhf_v.fields import NonNegative
 from safe_rlhf_v.losses import cost_loss
 from safe_rlhf_v.types import PairBatch
 
@@ -16,9 +18,11 @@ from safe_rlhf_v.types import PairBatch
 class CostModel:
     """Which response is safer, and on which side of 0 each stands: cost > 0 is unsafe."""
 
-    sign_weight: float = 1.0  # k [code]
-    regularization: float = 0.001  # [code]
-    allow_contradictory: bool = False
+    sign_weight: Annotated[
+        NonNegative, "Weight of the term that ties the sign of the cost to safe / unsafe. [code] 1"
+    ] = 1.0
+    regularization: Annotated[NonNegative, "Weight of the mean squared score. [code] 0.001"] = 0.001
+    allow_contradictory: Annotated[bool, "Learn from pairs whose safer response has the lower harmless rate."] = False
 
     def loss(self, scores: Tensor, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """scores: (B, 2) costs in data-set order. Metrics: ranking accuracy, sign accuracy of graded responses.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from safe_rlhf_v.algorithms.constrained import Bounded
 from safe_rlhf_v.algorithms.two_critics import TwoCritics
+from safe_rlhf_v.fields import NonNegative
 from safe_rlhf_v.types import Advantages, Rollout
 
 
@@ -19,7 +21,8 @@ class CRPO(TwoCritics, Bounded):
     comes late and overshoots.
     """
 
-    tolerance: float = 0.0  # eta
+    words: ClassVar[str] = "no multiplier, one objective at a time"
+    tolerance: Annotated[NonNegative, "eta: cost is lowered while its mean is above threshold + tolerance."] = 0.0
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float) -> Advantages:
         both = self.streams(rollout)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from safe_rlhf_v.algorithms.pairs import Axis, checked_preference, in_order, ranking_metrics
+from safe_rlhf_v.fields import Rate
 from safe_rlhf_v.types import PairBatch, PairLogps
 
 
@@ -20,9 +21,10 @@ class DPO:
     p(y1 > y0) = sig(r1 - r0) the minimiser is pi ~ ref exp(r / beta).
     """
 
-    beta: float = 0.1  # section 6 of the paper
-    axis: Axis = "more_helpful"
-    allow_contradictory: bool = False
+    words: ClassVar[str] = "one preference"
+    beta: Annotated[Rate, "Weight of the KL to the reference. [paper] section 6: 0.1"] = 0.1
+    axis: Annotated[Axis, "The preference that is learned: DPO-H or DPO-S."] = "more_helpful"
+    allow_contradictory: Annotated[bool, "Learn from pairs whose safer response has the lower harmless rate."] = False
     drops_both_unsafe: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
     needs_mismatched: ClassVar[bool] = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
 from safe_rlhf_v.advantages import group_relative
 from safe_rlhf_v.algorithms.constrained import Lagrangian
+from safe_rlhf_v.fields import NonNegative, Rate
 from safe_rlhf_v.losses import clip_fraction, clipped_surrogate, reference_kl
 from safe_rlhf_v.types import Advantages, Rollout
 
@@ -24,9 +26,11 @@ class GroupLag(Lagrangian):
     to pi = beta ref / (nu - s), s = (r - lam c) / (1 + lam), nu such that pi sums to 1, and not to ref exp(s / beta).
     """
 
-    beta: float = 0.04  # arXiv 2402.03300 section 4.2
-    clip: float = 0.2
-    scale: bool = True
+    words: ClassVar[str] = "GRPO with a multiplier, no critics"
+    beta: Annotated[NonNegative, "Weight of the KL to the reference, in the loss. arXiv 2402.03300 section 4.2"] = 0.04
+    clip: Annotated[Rate, "Clip range of the policy ratio."] = 0.2
+    scale: Annotated[bool, "Divide by the group's standard deviation (GRPO); false only centres (RLOO)."] = True
+    samples: ClassVar[int] = 2
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
         """Raises ValueError for groups of one: without a second sample there is nothing to compare with."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from safe_rlhf_v.algorithms.pairs import Axis, checked_preference, unsafe
+from safe_rlhf_v.fields import Rate
 from safe_rlhf_v.types import PairBatch, PairLogps
 
 
@@ -22,11 +23,14 @@ class KTO:
     response, on "safer" every safe response, as SACPO's code has it (arXiv 2404.11049) [code].
     """
 
-    beta: float = 0.1
-    axis: Axis = "more_helpful"
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
-    allow_contradictory: bool = False
+    words: ClassVar[str] = "one preference, learned from single responses"
+    beta: Annotated[Rate, "Weight of the KL to the reference. [paper] 0.1"] = 0.1
+    axis: Annotated[Axis, "Desirable is the more helpful response of a pair, or, on safer, every safe response."] = (
+        "more_helpful"
+    )
+    desirable_weight: Annotated[Rate, "Weight of desirable responses. [paper] 1"] = 1.0
+    undesirable_weight: Annotated[Rate, "Weight of the others. [paper] 1 where both are equally many"] = 1.0
+    allow_contradictory: Annotated[bool, "Learn from pairs whose safer response has the lower harmless rate."] = False
     drops_both_unsafe: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
     needs_mismatched: ClassVar[bool] = True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from safe_rlhf_v.algorithms.pairs import in_order, ranking_metrics, refuse_identical
+from safe_rlhf_v.fields import NonNegative, Rate
 from safe_rlhf_v.types import PairBatch, PairLogps
 
 
@@ -21,10 +22,11 @@ class MMDPO:
     Where the reward model disagrees with the label the margin counts as 0 [ours]: beta_i is never below beta.
     """
 
-    beta: float = 0.1
-    w: float = 0.5  # [secondary]
-    k: float = 0.5  # [secondary]
-    sft_weight: float = 0.25  # [secondary]
+    words: ClassVar[str] = "weighed by reward margins"
+    beta: Annotated[Rate, "Weight of the KL to the reference. [paper] 0.1"] = 0.1
+    w: Annotated[NonNegative, "How much more a wide reward margin counts. [secondary] 0.5"] = 0.5
+    k: Annotated[NonNegative, "How fast that share is reached. [secondary] 0.5"] = 0.5
+    sft_weight: Annotated[NonNegative, "Weight of imitating the more helpful response. [secondary] 0.25"] = 0.25
     drops_both_unsafe: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = True
     needs_mismatched: ClassVar[bool] = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
 from safe_rlhf_v.algorithms.constrained import Bounded
 from safe_rlhf_v.algorithms.two_critics import TwoCritics
+from safe_rlhf_v.fields import NonNegative
 from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
 from safe_rlhf_v.types import Advantages, Rollout
 
@@ -23,7 +25,11 @@ class P3O(TwoCritics, Bounded):
     depends on how a minibatch is cut into micro-batches.
     """
 
-    kappa: float = 20.0  # [code]
+    words: ClassVar[str] = "no multiplier, an exact penalty"
+    kappa: Annotated[
+        NonNegative,
+        "Weight of the penalty; the bound is kept where it exceeds the multiplier that would keep it. [code] 20",
+    ] = 20.0
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float) -> Advantages:
         both = self.streams(rollout, kl_in_cost=False)

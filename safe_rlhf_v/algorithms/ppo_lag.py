@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from safe_rlhf_v.algorithms.constrained import Lagrangian
 from safe_rlhf_v.algorithms.two_critics import TwoCritics
@@ -17,7 +18,8 @@ class PPOLag(TwoCritics, Lagrangian):
     With `duals.fixed(lam)` it is PPO with reward shaping, R - lam C; with `duals.fixed(0)`, plain PPO on the reward.
     """
 
-    threshold: float = -0.5  # d [code]
+    words: ClassVar[str] = "Safe RLHF-V's, with two critics"
+    threshold: Annotated[float, "Bound d on the mean cost. [code] -0.5"] = -0.5
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
         return self.streams(rollout).weighed(multiplier)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,14 +15,29 @@ from safe_rlhf_v.types import Advantages, PairBatch, PairLogps, Rollout
 
 
 class OnlineAlgorithm(Protocol):
-    """B rows, R response length.
+    """B rows, R response length. `constrained.Online` has an answer to all but the last three.
 
     has_multiplier: whether the multiplier enters (where it does not, hand `constraint` a `duals.fixed(0)`, or it moves
-    without effect). critics: their settings, where the rollout must hold values; None where it need not.
+    without effect). critics: their settings, where the rollout must hold values; None where it need not. samples: of a
+    prompt, the fewest that it can use. needs_demonstrations: whether it learns nothing without the ptx term.
     """
 
     @property
     def has_multiplier(self) -> bool: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def needs_demonstrations(self) -> bool: ...
+
+    def own_dual(self, kind: str | None) -> Mapping[str, Any]:
+        """Its own of the multiplier's rule, where the user names none, or names the rule `kind` and no more."""
+        ...
+
+    def check(self, dual: Dual, measure: CostMeasure) -> None:
+        """Raises ValueError for a rule or a measure that it cannot be trained with."""
+        ...
 
     @property
     def critics(self) -> CriticSettings | None: ...

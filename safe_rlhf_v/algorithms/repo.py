@@ -6,20 +6,23 @@ The authors' code and listing are not to be had; "rectified penalty {C(x, y)}^+"
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
+from safe_rlhf_v.algorithms.constrained import Online
 from safe_rlhf_v.algorithms.two_critics import TwoCritics
 from safe_rlhf_v.constraint import Constraint
 from safe_rlhf_v.cost_measures import MEAN, CostMeasure, Form, Rectified
-from safe_rlhf_v.duals import Dual
+from safe_rlhf_v.duals import Dual, refuse_one_way
+from safe_rlhf_v.fields import Count, NonNegative
 from safe_rlhf_v.types import Advantages, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class RePO(TwoCritics):
+class RePO(TwoCritics, Online):
     """A = (A_r - lam A_c) / (1 + lam), A_c of the terminal cost of a form, as `Rectified` measures it; m is `margin`.
 
     rectified: {c + m}^+, penalty lam E{c + m}^+. d/dtheta E{c + m}^+ = E[{c + m}^+ d log pi], and a critic of that
@@ -43,11 +46,23 @@ class RePO(TwoCritics):
     rises, ever faster.
     """
 
-    form: Form = "rectified"
-    margin: float = 0.0
-    slack: float = 0.0
-    window: int = 0
-    delay: int = 0
+    words: ClassVar[str] = "every prompt its own constraint"
+    form: Annotated[
+        Form,
+        "rectified: {c + margin}+ as terminal cost; per_prompt: {mean cost of a prompt's samples + margin}+, needs "
+        "num_generations of at least 2; gated: the cost enters unsafe samples only, which is no gradient of any "
+        "penalty and can raise the share of unsafe answers.",
+    ] = "rectified"
+    margin: Annotated[
+        NonNegative,
+        "m of {c + m}+: costs must lie at or under -m; at 0 the optimum lies on the cost model's boundary, among its "
+        "misses. [ours]",
+    ] = 0.0
+    slack: Annotated[NonNegative, "Mean {c + margin}+ that is let pass; without it the multiplier never falls."] = 0.0
+    window: Annotated[
+        Count, "The multiplier sees the mean {c + margin}+ of so many newest samples; 0: of the last rollout."
+    ] = 0
+    delay: Annotated[Count, "Rollouts before the multiplier first moves."] = 0
     has_multiplier: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -55,6 +70,16 @@ class RePO(TwoCritics):
 
     def _measure(self) -> Rectified:
         return Rectified(form=self.form, margin=self.margin)
+
+    def own_dual(self, kind: str | None) -> Mapping[str, Any]:
+        kind = kind or "additive"
+        return {"kind": kind} | ({"initial": 0.0} if kind in ("additive", "augmented") and not self.slack else {})
+
+    def check(self, dual: Dual, measure: CostMeasure) -> None:
+        if measure != MEAN:
+            raise ValueError(f"it has a bound for each prompt, and takes no {measure}: use measure.kind: mean")
+        if not self.slack:
+            refuse_one_way(dual)
 
     def constraint(self, dual: Dual, measure: CostMeasure = MEAN, patience: int = 50) -> Constraint:
         """Raises ValueError for another measure than the mean: what is bounded is of each prompt, not of all."""

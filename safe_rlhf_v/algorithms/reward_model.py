@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from safe_rlhf_v.algorithms.pairs import in_order, refuse_identical
+from safe_rlhf_v.fields import NonNegative
 from safe_rlhf_v.losses import reward_loss
 from safe_rlhf_v.types import PairBatch
 
@@ -15,7 +17,7 @@ from safe_rlhf_v.types import PairBatch
 class RewardModel:
     """Bradley-Terry on which response is more helpful, safety ignored."""
 
-    regularization: float = 0.001  # [code]
+    regularization: Annotated[NonNegative, "Weight of the mean squared score. [code] 0.001"] = 0.001
 
     def loss(self, scores: Tensor, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """scores: (B, 2) in data-set order. Metrics: ranking accuracy and mean score.

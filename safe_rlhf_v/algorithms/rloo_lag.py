@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
 from safe_rlhf_v.advantages import leave_one_out
 from safe_rlhf_v.algorithms.constrained import Lagrangian
+from safe_rlhf_v.fields import NonNegative, Rate
 from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
 from safe_rlhf_v.types import Advantages, Rollout
 
@@ -22,8 +24,10 @@ class RLOOLag(Lagrangian):
     PPO's, for several passes over a rollout; with one pass it is plain REINFORCE, as in the paper.
     """
 
-    beta: float = 0.05  # as in TRL's RLOOConfig [secondary]
-    clip: float = 0.2
+    words: ClassVar[str] = "RLOO with a multiplier, no critics"
+    beta: Annotated[NonNegative, "Weight of the KL to the reference, in the rewards; as TRL. [secondary]"] = 0.05
+    clip: Annotated[Rate, "Clip range of the ratio of whole responses."] = 0.2
+    samples: ClassVar[int] = 2
 
     def advantages(self, rollout: Rollout, multiplier: float, violation: float = 0.0) -> Advantages:
         """Raises ValueError for groups of one: without a second sample there is nothing to compare with."""

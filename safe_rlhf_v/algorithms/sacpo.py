@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from safe_rlhf_v.algorithms.dpo import DPO
 from safe_rlhf_v.algorithms.kto import KTO
+from safe_rlhf_v.fields import Rate, Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,17 +23,27 @@ class SACPO:
     so lam in 1, 2, 4, 10, and q in .25, .5, .75 [code].
     """
 
-    beta: float = 0.1
-    lam: float = 4.0
-    first: Literal["dpo", "kto"] = "dpo"
-    second: Literal["dpo", "kto"] = "dpo"
-    undesirable_weight: float = 1.0  # of KTO; the code weighs by desirable / undesirable in the data [code]
-    q: float = 1.0
-    allow_contradictory: bool = False
+    words: ClassVar[str] = "helpfulness, then safety"
+    beta: Annotated[Rate, "Weight of the KL to the reference. [paper] 0.1"] = 0.1
+    lam: Annotated[Rate, "Weight of safety: stage two has beta / lam. [code] tries 1, 2, 4, 10"] = 4.0
+    first: Annotated[Literal["dpo", "kto"], "Algorithm of the stage on helpfulness."] = "dpo"
+    second: Annotated[Literal["dpo", "kto"], "Algorithm of the stage on safety."] = "dpo"
+    # the code weighs by desirable / undesirable in the data [code]
+    undesirable_weight: Annotated[Rate, "Weight of undesirable responses where a stage is kto."] = 1.0
+    q: Annotated[
+        Share,
+        "P-SACPO: the saved model is (1 - q) stage one + q stage two, weight by weight. [code] tries .25, .5, .75",
+    ] = 1.0
+    allow_contradictory: Annotated[bool, "Learn from pairs whose safer response has the lower harmless rate."] = False
 
     def __post_init__(self) -> None:
         if not self.lam > 0 or not 0 <= self.q <= 1:
             raise ValueError(f"SACPO: lam {self.lam} must be above 0 and q {self.q} in 0..1")
+
+    @property
+    def multiplier(self) -> float:
+        """What the cost weighs against the reward."""
+        return self.lam
 
     def stages(self) -> tuple[DPO | KTO, DPO | KTO]:
         """The algorithms of both stages: helpfulness, then safety."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from safe_rlhf_v.algorithms.pairs import in_order, ranking_metrics, refuse_both_unsafe, refuse_identical, unsafe
+from safe_rlhf_v.fields import NonNegative, Rate
 from safe_rlhf_v.types import PairBatch, PairLogps
 
 
@@ -21,8 +22,9 @@ class SafeDPO:
     pairs so relabelled; the optimum, a policy that is never unsafe, does not depend on it.
     """
 
-    beta: float = 0.1
-    delta: float = 10.0
+    words: ClassVar[str] = "both at once, unsafe answers below safe ones by a margin"
+    beta: Annotated[Rate, "Weight of the KL to the reference. [paper] 0.1"] = 0.1
+    delta: Annotated[NonNegative, "Margin between a safe and an unsafe response. [secondary] 10"] = 10.0
     drops_both_unsafe: ClassVar[bool] = True
     needs_scores: ClassVar[bool] = False
     needs_mismatched: ClassVar[bool] = False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
 from safe_rlhf_v.advantages import gae, token_stream
 from safe_rlhf_v.algorithms.constrained import CriticSettings
+from safe_rlhf_v.fields import NonNegative, Rate, Share
 from safe_rlhf_v.losses import clip_fraction, clipped_surrogate
 from safe_rlhf_v.types import Advantages, Rollout
 
@@ -34,12 +35,12 @@ class Streams(NamedTuple):
 class TwoCritics:
     """PPO on the policy, and a critic of each stream. Defaults: the released code of arXiv 2503.17682 [code]."""
 
-    beta: float = 0.02  # KL weight
-    clip: float = 0.2
-    value_clip: float = 5.0
-    gamma: float = 1.0
-    lam: float = 0.95  # of GAE
-    token_clamp: float = 50.0  # bound of a token's reward and cost
+    beta: Annotated[NonNegative, "Weight of the KL to the reference, in the rewards. [code] 0.02"] = 0.02
+    clip: Annotated[Rate, "Clip range of the policy ratio. [code] 0.2"] = 0.2
+    value_clip: Annotated[Rate, "Clip range of the value update. [code] 5"] = 5.0
+    gamma: Annotated[Share, "Discount. [code] 1"] = 1.0
+    lam: Annotated[Share, "GAE lambda. [code] 0.95"] = 0.95
+    token_clamp: Annotated[Rate, "Bound of a token's reward and cost. [code] 50"] = 50.0
 
     @property
     def critics(self) -> CriticSettings:

@@ -28,7 +28,7 @@ PolicyFile = Annotated[
 def _question(prompt: str | None) -> str:
     """Raises SettingsError where there is none, ContentError where it is not UTF-8 text."""
     from guard.items import text_of
-    from safe_rlhf_v.config import SettingsError
+    from safe_rlhf_v.config_io import SettingsError
 
     if prompt is None:
         raise SettingsError("give --prompt, the question")
@@ -134,7 +134,7 @@ def serve(
         from guard.server.run import serve as run
         from guard.server.settings import ServeSettings
     except ModuleNotFoundError as error:
-        from safe_rlhf_v.config import SettingsError
+        from safe_rlhf_v.config_io import SettingsError
 
         raise SettingsError(f"{error.name} is not installed: pip install 'safe-rlhf-v[serve]'") from None
     settings = ServeSettings.load(

@@ -157,7 +157,7 @@ def doctor(
 
     Example: safe-rlhf-v doctor --config configs/qwen2_5_vl_7b_full.yaml --memory 80 --gpus 8 --fsdp2 --stage policy
     """
-    from safe_rlhf_v.config import SettingsError
+    from safe_rlhf_v.config_io import SettingsError
     from safe_rlhf_v.planning.doctor import examine, stages_of, this_machine
     from safe_rlhf_v.planning.doctor_report import as_json, print_report
     from safe_rlhf_v.planning.stages import SUPERVISED
@@ -202,7 +202,7 @@ def generate(
 
     Example: safe-rlhf-v generate runs/quickstart/policy --output answers.jsonl -s data.path=runs/quickstart/data
     """
-    from safe_rlhf_v.config import SettingsError
+    from safe_rlhf_v.config_io import SettingsError
     from safe_rlhf_v.stages.answering import answer_one, answer_split
 
     settings = settings_of(config, set_, "generation")
@@ -226,7 +226,7 @@ def export(
 
     Example: safe-rlhf-v export runs/own_data/policy policy_merged --dtype bfloat16
     """
-    from safe_rlhf_v.config import SettingsError
+    from safe_rlhf_v.config_io import SettingsError
     from safe_rlhf_v.models.export import export_model
     from safe_rlhf_v.training.checkpoint import atomic_directory
 

@@ -24,8 +24,7 @@ from safe_rlhf_v.comparison.planned import PlannedRun, measured, run_job, write_
 from safe_rlhf_v.comparison.results import write_results
 from safe_rlhf_v.comparison.runs import read_run
 from safe_rlhf_v.comparison.settings import CompareSettings
-from safe_rlhf_v.config import SettingsError
-from safe_rlhf_v.config_io import dump_yaml
+from safe_rlhf_v.config_io import SettingsError, dump_yaml
 from safe_rlhf_v.console import console, plain
 from safe_rlhf_v.demo.quickstart import make_start, make_world
 from safe_rlhf_v.jobs.live import LiveWatcher, clock

@@ -89,8 +89,9 @@ def _direct_effort(section: Any, measured: Mapping[str, Any]) -> dict[str, int]:
     rows = section.per_device_train_batch_size * section.gradient_accumulation_steps
     passes = [round(part.get("train_rows", 0) * section.num_train_epochs) for part in parts]
     found = {"steps": steps, "pairs": steps * rows if section.max_steps > 0 else sum(passes)}
-    if getattr(section, "algorithm", "") == "c_dpo":
-        found["sampled"] = steps // section.c_dpo.dual_steps * section.c_dpo.dual_prompts
+    if hasattr(getattr(section, "method", None), "dual_prompts"):  # it draws answers for its multiplier
+        method = section.made()
+        found["sampled"] = steps // method.dual_steps * method.dual_prompts
     return found
 
 

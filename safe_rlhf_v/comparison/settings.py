@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from safe_rlhf_v.algorithms import ONLINE
 from safe_rlhf_v.comparison.claims import Claim
 from safe_rlhf_v.comparison.runs import REFERENCE
 from safe_rlhf_v.config import Count, Location, Positive, Rate, Section, SettingsError
@@ -37,7 +38,9 @@ class MethodSection(Section):
 
     @property
     def imitates_alone(self) -> bool:
-        return self.stage == "policy" and "policy.algorithm=imitation" in flat_overrides(self.set)
+        own = dict(o.split("=", 1) for o in flat_overrides(self.set))
+        kind = ONLINE.get(own.get("policy.algorithm", ""))
+        return self.stage == "policy" and kind is not None and kind.needs_demonstrations
 
 
 class SweepSection(Section):

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm, trange
 
 from beavertails_v.picture_world.dataset import picture_styles, random_scene
 from beavertails_v.picture_world.draw import Scene, draw, world
-from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.config_io import SettingsError
 from safe_rlhf_v.demo.tiny import tiny_llava
 from safe_rlhf_v.files import replacing
 

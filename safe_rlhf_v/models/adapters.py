@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,12 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import save_file
 from torch import nn
 
+from safe_rlhf_v.arguments import LoraSettings
 from safe_rlhf_v.models.source import ModelError, reading
 from safe_rlhf_v.models.weights import read_tensors
 
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraSettings:
-    """Low-rank adapters on the linear layers of the language model; vision tower and output layer stay as they are.
-
-    targets: "all" for every linear layer of the language model, or a regex matched against its layers' own names
-    ("q_proj|v_proj").
-    """
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: str = "all"
 
 
 def language_prefix(model: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.config_io import SettingsError
 from safe_rlhf_v.models.backbone import freeze_vision, load_backbone, share_vision
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.memory import apply_liger, compile_layers, recompute_language

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.config_io import SettingsError
 from safe_rlhf_v.models.backbone import output_head, outside_language
 from safe_rlhf_v.models.collation import alike
 from safe_rlhf_v.models.processes import process_state

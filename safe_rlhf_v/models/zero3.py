@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.config_io import SettingsError
 from safe_rlhf_v.models.processes import process_state
 from safe_rlhf_v.models.sharding import launched_under, settle_uncut
 from safe_rlhf_v.models.zero3_parts import load_optimizer_state, optimizer_state

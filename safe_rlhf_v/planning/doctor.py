@@ -185,7 +185,7 @@ class Examined:
         model = planned_model(self.settings.model, self.source, prompt_tokens or longest)
         if stage == "policy":
             section, devices = self.settings.policy, self.machine.devices if self.machine.sharded else 1
-            self.stages.append(policy(section, model, devices, critics=build.needs_critics(section)))
+            self.stages.append(policy(section, model, devices, critics=section.made().critics is not None))
         else:
             self.stages.append(supervised(stage, getattr(self.settings, stage), model))
         return "ok", ""

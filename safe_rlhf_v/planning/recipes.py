@@ -6,7 +6,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.config_io import SettingsError
 from safe_rlhf_v.files import replace_text
 
 

@@ -12,9 +12,11 @@ from typing import Literal
 
 from beavertails_v.dialogues import Dialogue, Turn
 from beavertails_v.schema import Prompt
+from safe_rlhf_v.arguments import Rules
 from safe_rlhf_v.refinement.formats import Format, Review, read_student, student_prompt
 from safe_rlhf_v.refinement.leaks import leaks
 
+RULES = Rules()
 Student = Callable[[list[Prompt]], Sequence[str]]
 """Replies to prompts that `student_prompt` made, one each, in order."""
 Teacher = Callable[[Sequence["Case"], Sequence[Sequence[str]]], Sequence[Review]]
@@ -31,23 +33,7 @@ class Case:
     truth: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """correct: the score from which an answer counts as right. [code] 8. max_turns: answers at most. [ours] 5.
-
-    leak_share: feedback that says more than this share of the truth's unsaid words is withheld. [ours] 0
-    """
-
-    correct: int = 8
-    max_turns: int = 5
-    leak_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.correct <= 10 or self.max_turns < 1 or not 0 <= self.leak_share < 1:
-            raise ValueError(f"{self}: correct is in 1..10, max_turns at least 1, leak_share in [0, 1)")
-
-
-def stop_reason(scores: Sequence[int], rules: Rules = Rules()) -> Stop | None:
+def stop_reason(scores: Sequence[int], rules: Rules = RULES) -> Stop | None:
     """Why a dialogue with these scores is over, or None where the student answers again."""
     last = scores[-1]
     if last >= rules.correct:
@@ -64,7 +50,7 @@ def run_dialogues(
     teacher: Teacher,
     cases: Sequence[Case],
     form: Format,
-    rules: Rules = Rules(),
+    rules: Rules = RULES,
     mode: Mode = "guided",
 ) -> list[Dialogue]:
     """One dialogue a case, in order; all that are still open take each turn together.

@@ -40,7 +40,7 @@ class Answering:
         self.model.to(device())
         self.encoder = Encoder(load_processor(path), model.max_prompt_length, config=self.model.config)
         self.engine = TransformersEngine(self.model, self.encoder)
-        self.sampling = Sampling(**generation.model_dump(exclude={"batch_size"}))
+        self.sampling = generation.made()
         self.batch_size = generation.batch_size
 
     def generate(self, inputs: Inputs, samples: int, sampling: Sampling) -> Responses:

@@ -15,14 +15,14 @@ from safe_rlhf_v.stages.models import device, judges, look_first, one_process, r
 from safe_rlhf_v.stages.stage import Plan
 from safe_rlhf_v.training.encode import list_left_out
 from safe_rlhf_v.training.iterative import IterativeArguments, IterativeResult, iterate, summary
-from safe_rlhf_v.training.iterative_model import PREFERENCE_BASED, ModelProblem, iterations, save_best
+from safe_rlhf_v.training.iterative_model import ModelProblem, save_best
 from safe_rlhf_v.training.supervised import limited_encoder
 
 
 def iterative(settings: Settings) -> Plan:
     """The folder is the best iterate."""
     start, section = start_model(settings.model, settings.output_dir), settings.iterative
-    sources = _policies(section) if section.algorithm in PREFERENCE_BASED else None
+    sources = _policies(section) if section.method.from_preferences else None
     sources = sources or judges(settings.output_dir, section, "iterative")
 
     def work(folder: Path) -> StageResult:
@@ -51,13 +51,9 @@ def _policies(section: Any) -> dict[str, str]:
 
 
 def _arguments(section: Any, folder: Path) -> IterativeArguments:
-    return IterativeArguments(
-        output_dir=folder,
-        iterations=iterations(section),
-        eta=section.eta,
-        level=section.confidence,
-        draws=section.bootstrap,
-    )
+    iterations = 1 if section.method.one_shot else section.iterations
+    own = {"eta": section.eta, "confidence": section.confidence, "bootstrap": section.bootstrap}
+    return IterativeArguments(output_dir=folder, iterations=iterations, **own)
 
 
 def _saved(problem: ModelProblem, result: IterativeResult, dtype: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def policy(settings: Settings) -> Plan:
         look_first(settings.data, start)
         warn_of_judges(reward, cost)
         bound = threshold(section, cost)
-        if section.guidance_rollouts and build.takes_threshold(section):
+        if section.guidance_rollouts and section.takes_threshold:
             show_suggestions(bound, Path(cost), folder)
         pairs, setup = data.comparisons(settings.data, "train"), build.setup(settings)
         set_seed(setup.seed)  # fresh adapters: the same on every rank, and whichever stages ran before in this process
@@ -44,10 +44,10 @@ def policy(settings: Settings) -> Plan:
         list_left_out(folder, left_out + unused)
         trainer = OnlineTrainer(
             roles,
-            build.algorithm(section, bound),
-            build.constraint(section, bound),
+            section.made(threshold=bound),
+            section.constraint(bound),
             prompts,
-            build.online_arguments(section, folder, setup.seed),
+            section.arguments(folder, setup.seed),
             demonstrations=shown,
             engine=build.engine(section.engine, setup, start, roles, folder),
         )

@@ -94,8 +94,7 @@ class Refining:
 
     @property
     def rules(self) -> Rules:
-        section = self.settings.refinement
-        return Rules(correct=section.correct, max_turns=section.max_turns, leak_share=section.leak_share)
+        return self.settings.refinement.made()  # type: ignore[no-any-return]
 
     def replies(self, path: str | Path, *, greedy: bool = False) -> Replies:
         return Replies(path, self.settings.model, self.settings.generation, greedy=greedy)

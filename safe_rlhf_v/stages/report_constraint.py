@@ -12,7 +12,6 @@ import torch
 from safe_rlhf_v import duals
 from safe_rlhf_v.config import DirectSection, IterativeSection, PolicySection, Settings
 from safe_rlhf_v.evaluation import Answer, read_metrics, safety_test
-from safe_rlhf_v.stages import build
 from safe_rlhf_v.stages.folder import read_done
 
 
@@ -24,9 +23,12 @@ def is_of(stage: str, output: Path, model: str | None) -> bool:
 def _direct_constraint(direct: DirectSection, output: Path, bound: float) -> dict[str, Any]:
     """Most direct methods know no bound and no multiplier; it is the policy section's that is measured against."""
     measured = measured_of(output / "direct")
-    multiplier = direct.sacpo.lam if direct.algorithm == "sacpo" else measured.get("multiplier", 0.0)
-    bound = direct.c_dpo.threshold if direct.algorithm == "c_dpo" else bound
-    return {"threshold": bound, "final_multiplier": multiplier, "algorithm": direct.algorithm}
+    method = direct.made()
+    return {
+        "threshold": getattr(method, "threshold", bound),
+        "final_multiplier": measured.get("multiplier", getattr(method, "multiplier", 0.0)),
+        "algorithm": direct.algorithm,
+    }
 
 
 def _iterative_constraint(section: IterativeSection, output: Path, bound: float) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def constraint_of(settings: Settings, bound: float, answers: Sequence[Answer]) -
 def _policy_constraint(
     policy: PolicySection, output: Path, bound: float, answers: Sequence[Answer], delta: float
 ) -> dict[str, Any]:
-    rule: Any = build.dual(policy)
+    rule: Any = policy.rule()
     rows = metrics_of(output)
     costs = {i: a.cost for i, a in enumerate(answers) if a.cost is not None}
     of = [answers[i].prompt.id for i in costs]
@@ -77,7 +79,7 @@ def bounded_instead(
 
     prompts: that each cost is of; only a bound on every prompt's mean asks for them.
     """
-    constraint, known = build.constraint(policy, bound), torch.tensor(costs, dtype=torch.float64)
+    constraint, known = policy.constraint(bound), torch.tensor(costs, dtype=torch.float64)
     measure = constraint.measure
     if measure.words is None:
         return None

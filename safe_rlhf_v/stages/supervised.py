@@ -46,10 +46,9 @@ def guard(settings: Settings) -> Plan:
 
     def work(folder: Path) -> StageResult:
         from guard.policy import Policy
-        from guard.train import GuardOptions, shown, train_guard
+        from guard.train import shown, train_guard
 
         look_first(settings.data, start)
-        options = section.model_dump(include=set(GuardOptions.__dataclass_fields__) & set(type(section).model_fields))
         measured = train_guard(
             data.responses(settings.data, "train"),
             data.responses(settings.data, "evaluation"),
@@ -59,7 +58,7 @@ def guard(settings: Settings) -> Plan:
             build.setup(settings),
             benign=data.benign_prompts(section.benign, settings.data, "train"),
             benign_evaluation=data.benign_prompts(section.benign, settings.data, "evaluation"),
-            options=GuardOptions(**options),
+            options=section.made(),
             policy=Policy.load(section.policy) if section.policy else None,
             resampling=Resampling(level=figures.confidence, draws=figures.bootstrap, seed=settings.seed),
         )
@@ -70,13 +69,12 @@ def guard(settings: Settings) -> Plan:
 
 def direct(settings: Settings) -> Plan:
     """Training on pairs without sampling: DPO and its safe variants; the folder is a whole model."""
-    from safe_rlhf_v.algorithms.sacpo import SACPO
     from safe_rlhf_v.training import direct as trained
 
     start, section = start_model(settings.model, settings.output_dir), settings.direct
     if section.reference:
         require_answering(section.reference, "direct.reference")
-    algorithm = build.direct_algorithm(section, build.setup(settings).keeps_contradictory)
+    algorithm = section.made(allow_contradictory=settings.data.allow_contradictory)
     scores: dict[str, Any] = {}
     if getattr(algorithm, "needs_scores", False):
         scores = {**judges(settings.output_dir, section, "direct")}
@@ -84,7 +82,7 @@ def direct(settings: Settings) -> Plan:
     def work(folder: Path) -> StageResult:
         look_first(settings.data, start)
         shared: Any = (*data.both(settings.data), start, folder, section, build.setup(settings), section.reference)
-        if isinstance(algorithm, SACPO):
+        if hasattr(algorithm, "stages"):  # it is two, one after the other
             first, second = trained.STAGES
             measured = trained.train_sacpo(algorithm, *shared)
             base, parts = str(folder / second), {first: start, second: str(folder / first)}

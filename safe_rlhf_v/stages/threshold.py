@@ -12,7 +12,6 @@ from torch import Tensor
 
 from safe_rlhf_v.config import PolicySection, SettingsError
 from safe_rlhf_v.console import plain
-from safe_rlhf_v.stages.build import takes_threshold
 from safe_rlhf_v.stages.folder import read_done, write_json
 
 
@@ -34,7 +33,7 @@ def threshold(policy: PolicySection, cost_dir: str | Path) -> float:
 
     An algorithm that bounds every prompt by itself does so at 0.
     """
-    if not takes_threshold(policy):
+    if not policy.takes_threshold:
         if policy.threshold not in ("auto", 0.0) or policy.threshold_quantile is not None:
             name = policy.algorithm
             plain(

@@ -14,13 +14,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from safe_rlhf_v import duals
 from safe_rlhf_v.algorithms.caid import Iterate, Measured, adapted_rates, best, summarise
 from safe_rlhf_v.algorithms.can import OneShotSolution
+from safe_rlhf_v.arguments import IterativeArguments
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.statistics import Interval, Resampling
 
@@ -56,25 +57,6 @@ class Problem(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IterativeArguments:
-    """iterations: 4 [paper]; 1 is one-shot. eta: step size of the multipliers; "auto" begins with the
-    problem's and follows what each iteration shows (`adapted_rates`) [ours].
-
-    level, draws: of the bootstrap intervals.
-    """
-
-    output_dir: str | Path
-    iterations: int = 4
-    eta: float | Literal["auto"] = "auto"
-    level: float = 0.95
-    draws: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations: {self.iterations} must be at least 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class IterativeResult:
     """best: position in iterates of the one to use, None where the one-shot verdict is "infeasible" and none was made.
 
@@ -102,7 +84,7 @@ def iterate(problem: Problem, args: IterativeArguments) -> IterativeResult:
         return IterativeResult(one_shot=solution, iterates=[], best=None, feasible=False, multipliers=())
     rates, multipliers = list(state["rates"]), duals.VectorState(state["dual"]["value"])
     iterates = [_iterate(row) for row in state["iterates"]]
-    resampling = Resampling(level=args.level, draws=args.draws)
+    resampling = Resampling(level=args.confidence, draws=args.bootstrap)
     for number in range(len(iterates) + 1, args.iterations + 1):
         started = time.perf_counter()
         problem.fit(multipliers.value, number)

@@ -195,7 +195,7 @@ class ModelProblem:
         for folder in self.sources:
             same_tokens(encoder.tokenizer, folder)
         scorer: Scorer
-        if section.algorithm in PREFERENCE_BASED:
+        if section.method.from_preferences:
             helpful, safe = (SeparateRoles(load_backbone(x, **load), reference, {}, encoder) for x in self.sources)
             scorer, roles = PreferenceScorer(helpful, safe, section.beta), SeparateRoles(policy, reference, {}, encoder)
         else:
@@ -215,15 +215,6 @@ class ModelProblem:
             seed=seed,
             device=self.device,
         )
-
-
-PREFERENCE_BASED = ("pecaid", "pecan")
-ONE_SHOT = ("mocan", "pecan")
-
-
-def iterations(section: IterativeSection) -> int:
-    """One for the one-shot algorithms."""
-    return 1 if section.algorithm in ONE_SHOT else section.iterations
 
 
 def _comparison(prompt: Prompt, texts: tuple[str, str], costs: Tensor, label: int) -> Comparison:

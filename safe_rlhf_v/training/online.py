@@ -24,8 +24,7 @@ from tqdm.auto import tqdm
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
-from safe_rlhf_v.config import SettingsError
-from safe_rlhf_v.config_io import flatten
+from safe_rlhf_v.config_io import SettingsError, flatten
 from safe_rlhf_v.constraint import Constraint
 from safe_rlhf_v.cost_measures import MEAN
 from safe_rlhf_v.generation.base import Engine, Sampling

@@ -17,7 +17,7 @@ from transformers import get_scheduler
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.protocol import OnlineAlgorithm
 from safe_rlhf_v.batching import MicroBatches, sizes_of, trim
-from safe_rlhf_v.config import SettingsError
+from safe_rlhf_v.config_io import SettingsError
 from safe_rlhf_v.losses import clipped_value_loss, token_cross_entropy
 from safe_rlhf_v.models.roles import Roles, Which
 from safe_rlhf_v.models.sharded import ShardedModel

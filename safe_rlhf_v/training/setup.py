@@ -20,7 +20,3 @@ class Setup:
     def opens_pictures(self) -> bool:
         """Whether training rows are read in full before the first step: loading has opened no picture."""
         return self.data.check_images == "header"
-
-    @property
-    def keeps_contradictory(self) -> bool:
-        return "contradictory" in self.data.keep

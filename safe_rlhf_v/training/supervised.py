@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments, s
 from transformers.training_args import OptimizerNames
 
 from beavertails_v.schema import Comparison, LabelledResponse
-from safe_rlhf_v.algorithms.cost_model import CostModel
-from safe_rlhf_v.algorithms.reward_model import RewardModel
 from safe_rlhf_v.config import CostSection, ModelSection, RewardSection, SettingsError, SFTSection, TrainSection
 from safe_rlhf_v.files import replace_text
 from safe_rlhf_v.models.adapters import whole_name
@@ -113,7 +112,7 @@ def train_preference_model(
         model,
         training_arguments(section, output_dir, setup.seed),
         kind=kind,
-        algorithm=_algorithm(section, setup),
+        algorithm=section.made(allow_contradictory=setup.data.allow_contradictory),
         train_dataset=rows,
         eval_dataset=held_out,
         data_collator=PairCollator(encoder, graded=not isinstance(section, CostSection) or section.graded),
@@ -209,18 +208,8 @@ def freeze_output_layer(backbone: Any) -> None:
 
 def lora_settings(model: ModelSection, dropout: float | None = None) -> LoraSettings:
     """The adapters of model.lora, or with another dropout: none where log-probabilities must not vary."""
-    lora = model.lora
-    return LoraSettings(r=lora.r, alpha=lora.alpha, dropout=lora.dropout if dropout is None else dropout)
-
-
-def _algorithm(section: RewardSection | CostSection, setup: Setup) -> RewardModel | CostModel:
-    if isinstance(section, RewardSection):
-        return RewardModel(regularization=section.regularization)
-    return CostModel(
-        sign_weight=section.sign_weight,
-        regularization=section.regularization,
-        allow_contradictory=setup.keeps_contradictory,
-    )
+    made: LoraSettings = model.lora.made()
+    return made if dropout is None else replace(made, dropout=dropout)
 
 
 def training_arguments(section: TrainSection, output_dir: str | Path, seed: int, **more: Any) -> TrainingArguments:

@@ -28,7 +28,7 @@ from safe_rlhf_v.generation import Sampling
 from safe_rlhf_v.models.backbone import load_backbone
 from safe_rlhf_v.models.heads import HeadedModel
 from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.stages import build, data, evaluate
+from safe_rlhf_v.stages import data, evaluate
 from safe_rlhf_v.stages.answering import Scoring
 from safe_rlhf_v.stages.folder import run_stage
 from safe_rlhf_v.stages.identity import identity
@@ -239,7 +239,7 @@ def test_direct_stage_from_pairs_to_report(folder: Path, tmp_path: Path) -> None
 def test_direct_algorithms_are_built_from_their_sections(name: str, algorithm: Any) -> None:
     own = ["direct.dpo.axis=safer", "direct.sacpo.q=0.5", "direct.c_dpo.threshold=-2"]
     chosen = load_settings(None, [f"direct.algorithm={name}", "direct.beta=0.3", "data.keep=[contradictory]", *own])
-    assert build.direct_algorithm(chosen.direct, build.setup(chosen).keeps_contradictory) == algorithm
+    assert chosen.direct.made(allow_contradictory=chosen.data.allow_contradictory) == algorithm
 
 
 def test_killed_stage_goes_on(folder: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def problem(models: dict[str, Path], folder: Path, *more: str) -> ModelProblem:
 
 def run(models: dict[str, Path], folder: Path, *more: str) -> IterativeResult:
     one = problem(models, folder, *more)
-    return iterate(one, IterativeArguments(output_dir=folder, iterations=one.section.iterations, draws=100))
+    return iterate(one, IterativeArguments(output_dir=folder, iterations=one.section.iterations, bootstrap=100))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_preference_based_runs_from_two_policies(
     sources = (whole[0] / "iteration-1", whole[0] / "iteration-2")
     chosen = settings("iterative.algorithm=pecaid", "iterative.bounds=0.001", "iterative.iterations=1")
     one = ModelProblem(*of(chosen, "iterative"), tmp_path, models["start"], sources, PROMPTS)
-    result = iterate(one, IterativeArguments(output_dir=tmp_path, iterations=1, draws=100))
+    result = iterate(one, IterativeArguments(output_dir=tmp_path, iterations=1, bootstrap=100))
     assert result.one_shot.verdict == "optimal"
     assert len(result.iterates) == 1
 

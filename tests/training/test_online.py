@@ -168,7 +168,7 @@ def test_the_algorithm_is_given_the_violation_the_multiplier_moved_by(tmp_path: 
     assert given == [row["violation"] for row in rows] and {row["multiplier"] for row in rows} == {0.0}
 
 
-@pytest.mark.parametrize(("dual", "warnings"), [(fixed(5.0), 0), (AugmentedDual(0.1, 1.0, 5.0, 5.0), 1)])
+@pytest.mark.parametrize(("dual", "warnings"), [(fixed(5.0), 0), (AugmentedDual(0.1, 5.0, 5.0, rho=1.0), 1)])
 def test_a_rule_at_its_bound_is_reported_and_a_fixed_multiplier_is_not(
     tmp_path: Path, dual: Any, warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:

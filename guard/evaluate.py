@@ -18,6 +18,7 @@ from guard.classifier import OnError
 from guard.detail import details
 from guard.examples import Example, examples_of, labels_of, unknown_queries
 from guard.model import GuardSpec
+from guard.robustness import robustness
 from guard.text import normalise
 from guard.types import Kind, Verdict
 from safe_rlhf_v.statistics import Resampling, calibration_bins, share_of_rows
@@ -53,6 +54,7 @@ def evaluate(
     look_alikes: Sequence[Prompt] | None = None,
     blind: bool = True,
     detail: bool = False,
+    perturbations: bool = False,
     samples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -62,8 +64,8 @@ def evaluate(
     benign: harmless queries beside those of the data. look_alikes: harmless queries that look harmful; by default the
     harmless queries of the data whose very text is harmful with another picture. blind: also judge with grey pictures
     of the same size, which shows how much of the result the pictures are not needed for. detail: the keys of
-    `guard.detail` as well, each figure with its interval. samples: bootstrap resamples of the intervals; level: their
-    coverage.
+    `guard.detail` as well, each figure with its interval. perturbations: judge under each of them as well. samples:
+    bootstrap resamples of the intervals; level: their coverage.
 
     Keys: query, response (rates with intervals; None for a kind that cannot be judged), severity, severity_kappa (of
     responses, else of queries), categories, calibration and bins by head, over_refusal, over_refusal_n, blind_f1,
@@ -80,6 +82,8 @@ def evaluate(
     report["unknown_queries"] = unknown_queries(examples)
     if detail:
         report |= details(guard, examples, judged, resampling)
+    if perturbations:
+        report["perturbations"] = {k: robustness(guard, examples[k], v, resampling) for k, v in judged.items()}
     return report
 
 

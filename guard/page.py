@@ -70,6 +70,7 @@ def render(report: Report) -> str:
         Part("severity", "Severity", [_severity(guards), _by_severity(guards)]),
         Part("categories", "Categories", _categories(guards)),
         Part("calibration", "Calibration", [_calibration(guards)], list(_reliability(guards))),
+        Part("robustness", "Robustness", [t for name, guard in guards.items() for t in _robustness(name, guard)]),
         Part("refused", "Not judged", [_degraded(name, guard) for name, guard in guards.items()]),
         Part("left-out", "Left out on loading", [_left_out(report["data"])]),
     ]
@@ -246,6 +247,21 @@ def _reliability(guards: Report) -> Iterable[Mapping[str, Any]]:
             if bins:
                 title = f"{name}, {KINDS[kind].lower()}"
                 yield {"title": title, "svg": Markup(plots.reliability([CalibrationBin(**b) for b in bins], title))}
+
+
+def _robustness(name: str, guard: Report) -> list[Table]:
+    """A table a kind: each perturbation against the same rows as they came."""
+    shares = {"f1": "F1", "clean_f1": "F1 clean", "recall": "Recall", "fpr": "False positives"}
+    shares |= {"flips": "Verdicts that change", "missed": "Unsafe, flagged no more"}
+    tables = []
+    for kind, found in guard.get("perturbations", {}).items():
+        rows = [
+            Row(f"{label(change)} ({count(row['n'])})", [shown(row[key], None, "percent") for key in shares])
+            for change, row in found.items()
+        ]
+        note = f"{name}, {KINDS[kind].lower()}: each perturbation on the rows that it touches."
+        tables.append(Table("Perturbation", list(shares.values()), {"": rows}, note))
+    return tables
 
 
 def _text(*values: Any) -> list[Cell]:

@@ -27,9 +27,10 @@ class GuardNameError(UserError, ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring:
-    """How guards are measured. blind: grey pictures too. samples, level, seed: of the intervals."""
+    """blind: grey pictures too. perturbations: under each. samples, level, seed: of intervals."""
 
     blind: bool = True
+    perturbations: bool = False
     samples: int = 1000
     level: float = 0.95
     seed: int = 0

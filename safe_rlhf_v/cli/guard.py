@@ -191,6 +191,9 @@ def evaluate(
         "runs/guard_evaluation"
     ),
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many answers, a fixed sample.")] = None,
+    perturbations: Annotated[
+        bool, typer.Option("--perturbations", help="Judge under 14 disguises of pictures and texts, too.")
+    ] = False,
     device: Device = None,
     dtype: Dtype = "float32",
 ) -> None:
@@ -199,13 +202,14 @@ def evaluate(
     Example: safe-rlhf-v guard evaluate --guards runs/quickstart/guard --data runs/quickstart/data
     """
     from beavertails_v import load_responses
-    from guard.report import guard_names, measure
+    from guard.report import Measuring, guard_names, measure
 
     names = guard_names(guards)
     rows = load_responses(data, split, columns=columns, limit=limit)
     plain(rows.report.summary())
     harmless = () if benign is None else load_responses(benign, split, columns=columns).prompts()
-    report = measure(names, rows, out, benign=harmless, load={"device": device, "dtype": dtype})
+    how, load = Measuring(perturbations=perturbations), {"device": device, "dtype": dtype}
+    report = measure(names, rows, out, benign=harmless, measuring=how, load=load)
     for name, found in report["guards"].items():
         for kind in ("query", "response"):
             show(f"{name}, {kind}", {k: v for k, v in (found[kind] or {}).items() if k != "intervals"})

@@ -84,15 +84,15 @@ def tune_and_save(
         raise TuningError(f"--max-fpr {max_fpr:g}: give a rate above 0 and below 1, such as 0.01 for 1 %")
     policy, found = tune(guard, data, max_fpr, benign=benign, seed=seed)
     source = data.report
-    record = {
+    record: dict[str, Any] = {
         "max_fpr": max_fpr,
         "confidence": tuning.CONFIDENCE,
         "data": {"source": source.source, "split": source.split, "fingerprint": source.fingerprint, "rows": len(data)},
         "benign_prompts": len(benign),
         "seed": seed,
         "calibration_id": guard.calibration.id,
-        **found,
     }
+    record |= found
     with replacing(out) as beside:
         policy.model_copy(update={"tuned": json.loads(json.dumps(record))}).save(beside)
     return found

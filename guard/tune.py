@@ -92,7 +92,7 @@ def tune_and_save(
         "seed": seed,
         "calibration_id": guard.calibration.id,
     }
-    record |= found
+    record.update({str(kind): side for kind, side in found.items()})
     with replacing(out) as beside:
         policy.model_copy(update={"tuned": json.loads(json.dumps(record))}).save(beside)
     return found

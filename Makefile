@@ -14,7 +14,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 TESTS ?= tests
 # What rounds and draws, and takes a few minutes: run on the oldest instructions and with other seeds by test-numerics.
-NUMERICS ?= tests/models tests/generation tests/algorithms
+NUMERICS ?= tests/vlm tests/generation tests/algorithms
 SHIFT ?= 1
 
 help:

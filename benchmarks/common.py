@@ -39,12 +39,12 @@ from safe_rlhf_v.algorithms.group_lag import GroupLag
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.demo.tiny import tiny_llava, word_tokenizer
 from safe_rlhf_v.duals import LogDual
-from safe_rlhf_v.models.adapters import LoraSettings, add_lora
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.models.quirks import NoVideos
-from safe_rlhf_v.models.roles import AdapterRoles, Roles
-from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
+from safe_rlhf_v.online.loop import OnlineArguments, OnlineTrainer
+from safe_rlhf_v.roles.protocol import AdapterRoles, Roles
+from safe_rlhf_v.vlm.adapters import LoraSettings, add_lora
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.processing import Encoder
+from safe_rlhf_v.vlm.quirks import NoVideos
 
 LORA = LoraSettings(r=16, alpha=32)
 

@@ -27,9 +27,9 @@ from beavertails_v.picture_world import vocabulary
 from beavertails_v.schema import Comparison, Prompt, Response
 from safe_rlhf_v.config import ModelSection, Settings, load_settings
 from safe_rlhf_v.demo.tiny import tiny_llava
+from safe_rlhf_v.online.loop import OnlineTrainer
 from safe_rlhf_v.planning import stages as memory
 from safe_rlhf_v.planning.allocations import Allocations
-from safe_rlhf_v.training.online import OnlineTrainer
 from safe_rlhf_v.training.trainers import SupervisedTrainer
 
 QUESTION, ANSWER = 40, 30  # words; a word is a token
@@ -86,7 +86,7 @@ def settings_of(base: Path, output_dir: Path, overrides: Sequence[str]) -> Setti
 
 
 def planned_model(model: ModelSection, base: Path) -> memory.PlannedModel:
-    from safe_rlhf_v.models.processing import Encoder, load_processor
+    from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
     encoder, row = Encoder(load_processor(base)), pairs(1)[0]
     prompt, answer = encoder.prompts([row.prompt]), encoder.responses([row.responses[0].text])
@@ -137,10 +137,10 @@ def _supervised(settings: Settings, stage: str, base: Path, folder: Path) -> int
 
 
 def _policy(settings: Settings, stage: str, base: Path, folder: Path) -> int:
-    from safe_rlhf_v.models.backbone import load_backbone
-    from safe_rlhf_v.models.heads import HeadedModel
     from safe_rlhf_v.stages import build
     from safe_rlhf_v.training.supervised import lora_settings
+    from safe_rlhf_v.vlm.backbone import load_backbone
+    from safe_rlhf_v.vlm.heads import HeadedModel
 
     for kind in ("reward", "cost"):
         lora = lora_settings(settings.model) if getattr(settings, kind).use_lora else None

@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 import torch
 from common import LORA, Clock, build, default_work, machine, make_prompts, parser, setting, show, write
 
-from safe_rlhf_v.models.backbone import encode_images
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.memory import recompute_language
-from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.types import Responses
+from safe_rlhf_v.vlm.backbone import encode_images
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.memory import recompute_language
+from safe_rlhf_v.vlm.processing import Encoder
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ import torch
 from common import Clock, adapter_roles, default_work, machine, parser, setting, show, trainer, write
 from torch.utils.flop_counter import FlopCounterMode
 
-from safe_rlhf_v.models.vision_cache import encode_images
-from safe_rlhf_v.rollout import minibatch
+from safe_rlhf_v.online.rollout import minibatch
+from safe_rlhf_v.vlm.image_features import encode_images
 
 
 @dataclass(frozen=True, slots=True)

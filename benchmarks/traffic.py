@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from safe_rlhf_v.models.adapters import LoraSettings
+from safe_rlhf_v.distributed.communication import Hardware, Work, ddp, fsdp2, hybrid_seconds, seconds
 from safe_rlhf_v.planning.footprint import sizes
-from safe_rlhf_v.training.traffic import Hardware, Work, ddp, fsdp2, hybrid_seconds, seconds
+from safe_rlhf_v.vlm.adapters import LoraSettings
 
 
 def options() -> argparse.Namespace:

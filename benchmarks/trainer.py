@@ -52,11 +52,11 @@ from common import (
 )
 from tqdm import trange
 
-from safe_rlhf_v.models.adapters import lora_config
-from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.models.roles import SeparateRoles
-from safe_rlhf_v.scorers import TextScorer
+from safe_rlhf_v.roles.protocol import SeparateRoles
+from safe_rlhf_v.roles.scorers import TextScorer
 from safe_rlhf_v.types import Inputs
+from safe_rlhf_v.vlm.adapters import lora_config
+from safe_rlhf_v.vlm.processing import Encoder
 
 Step = Callable[[], float]  # one update; returns its seconds
 

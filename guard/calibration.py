@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guard import losses
 from guard.metrics import binary_calibration, severity_calibration
-from safe_rlhf_v.models.weights import DamagedFile, read_json
+from safe_rlhf_v.vlm.weights import DamagedFile, read_json
 
 HEADS = ("query", "response", "severity", "category")
 _LOG_T_BOUND = math.log(20.0)

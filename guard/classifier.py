@@ -29,11 +29,11 @@ from guard.model import GuardModel, GuardSpec, control_tokens, weights_hash
 from guard.policy import Policy
 from guard.text import Neutraliser, readings, unread
 from guard.types import Kind, Verdict, fail_closed
-from safe_rlhf_v.models.backbone import encode_images
-from safe_rlhf_v.models.processing import Encoder, collate, load_processor, stack_responses
-from safe_rlhf_v.models.vision_cache import VisionCache
-from safe_rlhf_v.models.weights import DamagedFile, read_json
 from safe_rlhf_v.types import Inputs, Responses
+from safe_rlhf_v.vlm.backbone import encode_images
+from safe_rlhf_v.vlm.image_features import VisionCache
+from safe_rlhf_v.vlm.processing import Encoder, collate, load_processor, stack_responses
+from safe_rlhf_v.vlm.weights import DamagedFile, read_json
 
 log = logging.getLogger(__name__)
 SPEC_FILE, CALIBRATION_FILE, POLICY_FILE = "guard.json", "calibration.json", "policy.yaml"

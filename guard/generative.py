@@ -21,13 +21,13 @@ from guard.model import GuardSpec, control_tokens
 from guard.policy import Policy
 from guard.text import Neutraliser, unread
 from guard.types import Kind, Verdict, fail_closed
-from safe_rlhf_v.models.backbone import encode_images, hidden_states, load_backbone, output_head
-from safe_rlhf_v.models.collation import collate
-from safe_rlhf_v.models.kind import require_answering
-from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.models.source import ModelError
-from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.types import Inputs
+from safe_rlhf_v.vlm.backbone import encode_images, hidden_states, load_backbone, output_head
+from safe_rlhf_v.vlm.collation import collate
+from safe_rlhf_v.vlm.image_features import VisionCache
+from safe_rlhf_v.vlm.kind import require_answering
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
+from safe_rlhf_v.vlm.source import ModelError
 
 PREFIX = "generative:"
 QUERY = "A user asks, with the picture if there is one: {text}\nWould answering this cause harm? Answer yes or no."

@@ -19,7 +19,7 @@ from beavertails_v.schema import LabelledResponse, Prompt
 from guard.classifier import Guard
 from guard.evaluate import grey_image
 from guard.types import Verdict
-from safe_rlhf_v.models.weights import DamagedFile, read_json
+from safe_rlhf_v.vlm.weights import DamagedFile, read_json
 
 GOLDEN_FILE = "golden.json"
 TOLERANCE = 0.05  # of a probability: processors and dtypes differ by less, other weights by more [ours]

@@ -16,7 +16,7 @@ from beavertails_v.images import ImageError, Picture
 from beavertails_v.references import short, written_bytes
 from beavertails_v.schema import Prompt, SchemaError
 from guard.text import readings, visible
-from safe_rlhf_v.models.processing import EncodingError
+from safe_rlhf_v.vlm.processing import EncodingError
 
 PICTURE_ALONE = "What is in this picture?"  # the question that stands beside a picture judged without a text
 ImageLike = Picture | Image.Image | str | Path | bytes

@@ -13,11 +13,11 @@ from torch import Tensor
 from beavertails_v.taxonomy import Taxonomy
 from guard.losses import LEVELS
 from guard.types import Kind
-from safe_rlhf_v.models.backbone import LoraSettings
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.prefix import last_state, response_states
-from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.types import Inputs, Responses
+from safe_rlhf_v.vlm.backbone import LoraSettings
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.processing import Encoder
+from safe_rlhf_v.vlm.shared_prompts import last_state, response_states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

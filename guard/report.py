@@ -17,8 +17,8 @@ from guard.evaluate import Moderator, evaluate
 from guard.generative import PREFIX, open_guard
 from guard.page import render
 from safe_rlhf_v.files import replace_text
-from safe_rlhf_v.models.kind import require_answering
 from safe_rlhf_v.training.encode import dropped
+from safe_rlhf_v.vlm.kind import require_answering
 
 
 class GuardNameError(UserError, ValueError):

@@ -29,13 +29,12 @@ from guard.examples import (
     teachable,
     unknown_queries,
 )
+from guard.golden import write_from
 from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy
 from guard.types import Kind
 from safe_rlhf_v.arguments import GuardOptions
 from safe_rlhf_v.config import ModelSection, TrainSection
-from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.models.vision_cache import VisionCache
 from safe_rlhf_v.statistics import Resampling
 from safe_rlhf_v.training.encode import (
     DataError,
@@ -59,6 +58,8 @@ from safe_rlhf_v.training.supervised import (
     write_measured,
 )
 from safe_rlhf_v.training.trainers import SupervisedTrainer
+from safe_rlhf_v.vlm.image_features import VisionCache
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
 log = logging.getLogger(__name__)
 Benign = Sequence[Prompt] | ResponseSet  # prompts that are harmless by their source
@@ -86,7 +87,8 @@ def train_guard(
     before it, so a prompt counts once for each of its responses. benign: harmless prompts that the data lacks:
     where none is labelled harmless (as in BeaverTails-V and PKU-SafeRLHF) and none are given, queries are not learned,
     the log says so and `moderate` refuses to judge one. resampling: of the intervals of what is measured.
-    What loading left out and what cannot be encoded is in left_out.jsonl before training starts.
+    What loading left out and what cannot be encoded is in left_out.jsonl before training starts; known inputs for a
+    server's self-test are in golden.json at the end, pictures of held-out rows among them.
     resume_from_checkpoint: "auto" (the newest whole checkpoint in output_dir), a folder, or None.
     Raises DataError where the data can teach nothing.
     """
@@ -118,11 +120,18 @@ def train_guard(
     if trainer.is_world_process_zero():
         if trainer.cut:
             guard = _saved_and_loaded(guard, output_dir, setup.model, trainer.args.device)
-        guard.model.eval()
-        guard.calibration = calibrate(guard, calibration_rows)
-        guard.save_pretrained(output_dir)
+        _save(guard, output_dir, calibration_rows, evaluation)
         measured |= _measure(guard, evaluation, prompts_of(benign_evaluation), resampling)
     return write_measured(trainer, measured)
+
+
+def _save(guard: Guard, folder: Path, calibration: Sequence[Example], evaluation: Sequence[LabelledResponse]) -> None:
+    """The trained guard with its calibration, and the known inputs by which a server knows it again."""
+    guard.model.eval()
+    guard.calibration = calibrate(guard, calibration)
+    guard.save_pretrained(folder)
+    if len(evaluation):
+        write_from(guard, folder, evaluation)
 
 
 def _unknown(examples: Mapping[Kind, Sequence[Example]]) -> int:

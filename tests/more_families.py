@@ -57,9 +57,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from safe_rlhf_v.models import processing
-from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.models.quirks import NoVideos
+from safe_rlhf_v.vlm import processing
+from safe_rlhf_v.vlm.processing import Encoder
+from safe_rlhf_v.vlm.quirks import NoVideos
 
 VISION = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
 GRIDS = [[16, 32], [32, 16], [32, 32]]

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_rlhf_v.batching import MicroBatches, OutOfMemory, RowSizes, by_parts, sizes_of, stitch, trim, truncate
+from safe_rlhf_v.online.micro_batches import (
+    MicroBatches,
+    OutOfMemory,
+    RowSizes,
+    by_parts,
+    sizes_of,
+    stitch,
+    trim,
+    truncate,
+)
 from safe_rlhf_v.types import Inputs, Responses
 
 

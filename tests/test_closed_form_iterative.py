@@ -25,9 +25,9 @@ from torch import Tensor
 from safe_rlhf_v.algorithms import caid, can
 from safe_rlhf_v.algorithms.caid import Iterate, Measured
 from safe_rlhf_v.algorithms.can import OneShot, OneShotSolution
+from safe_rlhf_v.iterative import loop as iterative
+from safe_rlhf_v.iterative.loop import IterativeArguments, IterativeResult, iterate
 from safe_rlhf_v.statistics import Interval
-from safe_rlhf_v.training import iterative
-from safe_rlhf_v.training.iterative import IterativeArguments, IterativeResult, iterate
 
 D = torch.float64
 

@@ -12,14 +12,20 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 # Inside safe_rlhf_v a file imports from its own layer or a lower one.
 LAYERS = [
-    {"types", "fields", "arguments", "config_io", "files", "console", "random_state", "errors", "culprit", "jobs"},
+    {"types", "fields", "arguments", "config_io", "files", "random_state"},
+    {"console", "errors", "culprit", "jobs", "processes", "command_line"},
     {"tensors"},
     {"losses", "advantages", "duals", "cost_measures", "constraint"},
     {"statistics"},
     {"algorithms"},
     {"config"},
-    {"models", "generation"},
-    {"batching", "rollout", "scorers", "training"},
+    {"vlm"},
+    {"generation", "distributed"},
+    {"roles"},
+    {"training"},
+    {"online"},
+    {"direct"},
+    {"iterative"},
     {"evaluation"},
     {"refinement"},
     {"stages"},

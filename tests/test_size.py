@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FILES = [path for package in ("beavertails_v", "safe_rlhf_v", "guard") for path in (ROOT / package).rglob("*.py")]
 FUNCTION_MEDIAN, FUNCTION_P90, FUNCTION_MOST = 8, 22, 60
 FILE_P90, FILE_MOST = 260, 400
-CLI_LINES = 1_100
+CLI_LINES = 1_000
 WITH_SETTINGS = 25
 """Functions that are handed the whole `Settings`; all others take what they use."""
 MAY_HAVE_SETTINGS = {"stages", "comparison", "planning", "demo", "cli"}

@@ -36,10 +36,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from beavertails_v.images import Picture
 from beavertails_v.schema import Prompt
-from safe_rlhf_v.models.backbone import hidden_states
-from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.models.quirks import NoVideos
 from safe_rlhf_v.types import Inputs, Responses
+from safe_rlhf_v.vlm.backbone import hidden_states
+from safe_rlhf_v.vlm.processing import Encoder
+from safe_rlhf_v.vlm.quirks import NoVideos
 
 CORPUS = [
     "what is in the picture? how do I use it? tell me about the knife, the pills and the lock.",

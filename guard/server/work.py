@@ -113,9 +113,9 @@ class PolicyWork:
 
     def __init__(self, made_of: MakePolicy) -> None:
         from safe_rlhf_v.generation import TransformersEngine
-        from safe_rlhf_v.models.backbone import load_backbone
-        from safe_rlhf_v.models.kind import require_answering
-        from safe_rlhf_v.models.processing import Encoder, load_processor
+        from safe_rlhf_v.vlm.backbone import load_backbone
+        from safe_rlhf_v.vlm.kind import require_answering
+        from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
         require_answering(made_of.folder, "--policy")
         self.model = load_backbone(made_of.folder, dtype=made_of.dtype)
@@ -137,7 +137,7 @@ class PolicyWork:
 
     def _answers(self, asked: Sequence[Ask], most: int, temperature: float, top_p: float) -> list[Any]:
         from safe_rlhf_v.generation import Sampling
-        from safe_rlhf_v.models.backbone import encode_images
+        from safe_rlhf_v.vlm.backbone import encode_images
 
         inputs = self.encoder.prompts([prompt_of(ask.pictures, ask.text) for ask in asked])
         sampling = Sampling(max_new_tokens=most, temperature=temperature, top_p=top_p)

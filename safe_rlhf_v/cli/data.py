@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from safe_rlhf_v.cli.arguments import App
 from safe_rlhf_v.cli.common import plain, show
+from safe_rlhf_v.command_line import App
 
 app = App(no_args_is_help=True, help="Make, check and describe preference data.")
 Source = Annotated[

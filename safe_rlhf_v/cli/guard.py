@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from safe_rlhf_v.cli.arguments import App
-from safe_rlhf_v.cli.common import console, plain, settings_of, show
-
-if TYPE_CHECKING:
-    from guard.regenerate import Transcript
+from safe_rlhf_v.cli.common import plain, settings_of, show
+from safe_rlhf_v.command_line import App
 
 app = App(no_args_is_help=True, help="Judge questions and answers, or answer through the guard.")
 Folder = Annotated[Path, typer.Argument(help="Folder of a trained guard, for example runs/quickstart/guard.")]
@@ -80,7 +75,7 @@ def regenerate(
     Example: safe-rlhf-v guard regenerate runs/quickstart/guard -m runs/quickstart/policy -i a.png -p "what is this ?"
     """
     from guard.classifier import Guard
-    from safe_rlhf_v.stages.answering import one_prompt, regenerate_one
+    from safe_rlhf_v.stages.answering import one_prompt, regenerate_one, show_attempts
 
     question = _question(prompt)
     judge, settings = Guard.from_pretrained(folder, policy=policy), settings_of(None, set_)
@@ -91,19 +86,7 @@ def regenerate(
         return
     plain(transcript.answer)
     show("guard", {"outcome": transcript.outcome, "rounds": transcript.rounds, "tokens": transcript.tokens})
-    _show_attempts(transcript)
-
-
-def _show_attempts(transcript: Transcript) -> None:
-    """A row an attempt, the question's own verdict first."""
-    table = Table("attempt", "action", "unsafe", "severity", "reason", "text", title="attempts", title_justify="left")
-    tried = [("question", transcript.query_verdict, transcript.prompt.text)]
-    tried += [(str(k), attempt.verdict, attempt.text) for k, attempt in enumerate(transcript.attempts, 1)]
-    for name, verdict, text in tried:
-        if verdict is not None:
-            severity, unsafe = verdict.severity.name.lower(), f"{verdict.unsafe_probability:.3f}"
-            table.add_row(name, verdict.action, unsafe, severity, escape(verdict.reason), escape(text))
-    console.print(table)
+    show_attempts(transcript)
 
 
 @app.command()

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from safe_rlhf_v.cli import data, guard, refine, train
-from safe_rlhf_v.cli.arguments import App
 from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show
+from safe_rlhf_v.command_line import App
 
 app = App(
     no_args_is_help=True,
@@ -227,8 +227,8 @@ def export(
     Example: safe-rlhf-v export runs/own_data/policy policy_merged --dtype bfloat16
     """
     from safe_rlhf_v.config_io import SettingsError
-    from safe_rlhf_v.models.export import export_model
     from safe_rlhf_v.training.checkpoint import atomic_directory
+    from safe_rlhf_v.vlm.export import export_model
 
     if output.exists():
         raise SettingsError(f"{output} is there already: name a new folder")

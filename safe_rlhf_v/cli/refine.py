@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from safe_rlhf_v.cli.arguments import App
 from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show
+from safe_rlhf_v.command_line import App
 
 app = App(
     no_args_is_help=True,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from safe_rlhf_v.cli.arguments import App
 from safe_rlhf_v.cli.common import Config, Overrides, plain, settings_of, show
+from safe_rlhf_v.command_line import App
 
 app = App(
     no_args_is_help=True,
@@ -27,14 +26,14 @@ Overwrite = Annotated[
 
 
 def _run(stage: str, config: Config, overrides: Overrides, overwrite: bool) -> None:
-    from safe_rlhf_v.stages.start import require_start
+    from safe_rlhf_v.stages.start import guard_figures, require_start
 
     settings = settings_of(config, overrides, stage)
     require_start(settings, stage)  # before torch is imported and every picture is read
     from safe_rlhf_v.stages.stages import STAGES
 
     measured = STAGES[stage].run(settings, overwrite=overwrite)
-    show(stage, _guard_figures(measured) if stage == "guard" else measured)
+    show(stage, guard_figures(measured) if stage == "guard" else measured)
     plain(f"written: {settings.output_dir}/{stage}")
     plain(f"next: {next_command(stage, config, overrides)}")
 
@@ -44,16 +43,6 @@ def next_command(stage: str, config: Path | None, overrides: list[str] | None) -
     following = {"sft": "train reward", "reward": "train cost", "cost": "train policy"}.get(stage, "evaluate")
     where = [] if config is None else ["--config", str(config)]
     return shlex.join(["safe-rlhf-v", *following.split(), *where, *(overrides or [])])
-
-
-def _guard_figures(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What training measured of a guard, with the figures of its evaluation by which one tells whether it is of use."""
-    report = measured.get("evaluation") or {}
-    rates = ("f1", "precision", "recall", "fpr", "recall_at_1_fpr", "auprc", "n", "unsafe")
-    heads = {kind: {k: report[kind][k] for k in rates} for kind in ("query", "response") if report.get(kind)}
-    single = {k: report.get(k) for k in ("severity_kappa", "over_refusal", "blind_f1", "degraded")}
-    counts = {k: v for k, v in measured.items() if isinstance(v, int)}
-    return counts | {"judges": " and ".join(measured.get("kinds", ())), **heads, "held out": single}
 
 
 @app.command()

@@ -26,8 +26,8 @@ from beavertails_v.picture_world.language import Question, answer, combination_h
 from safe_rlhf_v.demo.tiny import picture_world_model
 from safe_rlhf_v.demo.tower import TowerSettings, by_style, draw_all, pixel_scale, random_scenes
 from safe_rlhf_v.losses import token_cross_entropy
-from safe_rlhf_v.models.processing import stack_responses
 from safe_rlhf_v.tensors import token_logps
+from safe_rlhf_v.vlm.processing import stack_responses
 
 LEVELS = ("named", "full", "full")
 

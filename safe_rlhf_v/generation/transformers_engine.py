@@ -16,11 +16,11 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.generation.base import Sampling
-from safe_rlhf_v.models.backbone import position_ids
-from safe_rlhf_v.models.collation import alike, in_order, join
-from safe_rlhf_v.models.prefix import can_share_prompts, prefill
-from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.types import Inputs, Responses
+from safe_rlhf_v.vlm.backbone import position_ids
+from safe_rlhf_v.vlm.collation import alike, in_order, join
+from safe_rlhf_v.vlm.processing import Encoder
+from safe_rlhf_v.vlm.shared_prompts import can_share_prompts, prefill
 
 CacheKind = Literal["dynamic", "static"]
 

@@ -21,10 +21,10 @@ from PIL.Image import Image
 from beavertails_v.schema import Prompt
 from safe_rlhf_v.generation.base import Sampling
 from safe_rlhf_v.generation.transformers_engine import through_eos
-from safe_rlhf_v.models.collation import stack_responses
-from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.types import Inputs, Responses
+from safe_rlhf_v.vlm.collation import stack_responses
+from safe_rlhf_v.vlm.processing import Encoder
+from safe_rlhf_v.vlm.source import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

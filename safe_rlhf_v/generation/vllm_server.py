@@ -20,7 +20,7 @@ from urllib.request import urlopen
 from PIL.Image import Image
 
 from safe_rlhf_v.generation.vllm_engine import Completion, Request
-from safe_rlhf_v.models.source import ModelError
+from safe_rlhf_v.vlm.source import ModelError
 
 AT_ONCE = 32  # requests under way; the server forms its own batches
 

@@ -18,16 +18,16 @@ from packaging.requirements import Requirement
 from beavertails_v import ComparisonSet, load_comparisons
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.errors import is_user_error
-from safe_rlhf_v.models.preflight import preflight
-from safe_rlhf_v.models.processing import Encoder
-from safe_rlhf_v.models.quirks import UNJOINABLE
-from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.planning.footprint import meta_model
 from safe_rlhf_v.planning.stages import StageMemory, planned_model, policy, supervised
 from safe_rlhf_v.stages import build
 from safe_rlhf_v.stages.data import Split, load
 from safe_rlhf_v.stages.folder import require_writable
 from safe_rlhf_v.training.encode import fault, pair_rows, thorough
+from safe_rlhf_v.vlm.preflight import preflight
+from safe_rlhf_v.vlm.processing import Encoder
+from safe_rlhf_v.vlm.quirks import UNJOINABLE
+from safe_rlhf_v.vlm.source import ModelError
 
 GIB = 2**30
 STAGES = ("sft", "reward", "cost", "policy")

@@ -18,12 +18,12 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, outside_language, to_dtype
-from safe_rlhf_v.models.memory import recompute_language
-from safe_rlhf_v.models.prefix import empty_cache, keeps_plain_caches, release_cache, repeat_cache
-from safe_rlhf_v.models.source import reading, trust_remote_code
 from safe_rlhf_v.planning.allocations import Allocations
 from safe_rlhf_v.tensors import token_logps
+from safe_rlhf_v.vlm.backbone import LoraSettings, add_lora, freeze_vision, outside_language, to_dtype
+from safe_rlhf_v.vlm.memory import recompute_language
+from safe_rlhf_v.vlm.shared_prompts import empty_cache, keeps_plain_caches, release_cache, repeat_cache
+from safe_rlhf_v.vlm.source import reading, trust_remote_code
 
 Loss = Literal["logps", "values", "score"]
 # bytes a weight: NF4 with double quantization (arXiv 2305.14314: 64 weights share a byte, 256 of those 4 bytes), and

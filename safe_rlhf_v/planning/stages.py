@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.config import ModelSection, PolicySection, SettingsError, TrainSection
-from safe_rlhf_v.models.adapters import LoraSettings
-from safe_rlhf_v.models.backbone import to_dtype
 from safe_rlhf_v.planning.footprint import Sizes, Step, sizes, step_peak
 from safe_rlhf_v.stages.stages import STAGES
+from safe_rlhf_v.vlm.adapters import LoraSettings
+from safe_rlhf_v.vlm.backbone import to_dtype
 
 FLOAT = 4  # bytes of float32: adapters, their gradients, AdamW's two moments
 SUPERVISED = tuple(name for name, stage in STAGES.items() if stage.memory is not None)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken
 
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.refinement.formats import Format, format_for, unknown_words
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.processing import load_processor
 
 
 def teacher_words(form: Format) -> str:

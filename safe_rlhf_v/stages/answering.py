@@ -8,23 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.markup import escape
 from rich.progress import track
+from rich.table import Table
 
 from beavertails_v import Prompt
 from guard.items import pictures_of, text_of
 from guard.model import control_tokens
 from guard.text import Neutraliser
 from safe_rlhf_v.config import DataSection, GenerationSection, ModelSection
-from safe_rlhf_v.console import plain
+from safe_rlhf_v.console import console, plain
 from safe_rlhf_v.generation import Sampling, TransformersEngine
-from safe_rlhf_v.models.backbone import encode_images, load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.kind import require_answering
-from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.stages.data import comparisons
 from safe_rlhf_v.stages.models import device
 from safe_rlhf_v.training.encode import dropped, encodable, listing, thorough, write_left_out
 from safe_rlhf_v.types import Inputs, Responses
+from safe_rlhf_v.vlm.backbone import encode_images, load_backbone
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.kind import require_answering
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
 if TYPE_CHECKING:
     from guard.classifier import Guard
@@ -131,3 +133,15 @@ def regenerate_one(
     torch.manual_seed(seed)
     policy = GenerativePolicy(answering, answering.encoder, answering.sampling, answering.batch_size)
     return regenerate(policy, judge, [prompt], rounds, judge_query=judge.can_judge("query"))[0]
+
+
+def show_attempts(transcript: Transcript) -> None:
+    """A row an attempt, the question's own verdict first."""
+    table = Table("attempt", "action", "unsafe", "severity", "reason", "text", title="attempts", title_justify="left")
+    tried = [("question", transcript.query_verdict, transcript.prompt.text)]
+    tried += [(str(k), attempt.verdict, attempt.text) for k, attempt in enumerate(transcript.attempts, 1)]
+    for name, verdict, text in tried:
+        if verdict is not None:
+            severity, unsafe = verdict.severity.name.lower(), f"{verdict.unsafe_probability:.3f}"
+            table.add_row(name, verdict.action, unsafe, severity, escape(verdict.reason), escape(text))
+    console.print(table)

@@ -12,7 +12,7 @@ from safe_rlhf_v.training.setup import Setup
 if TYPE_CHECKING:
     from safe_rlhf_v.generation.base import Engine
     from safe_rlhf_v.generation.vllm_engine import Client
-    from safe_rlhf_v.models.roles import Roles
+    from safe_rlhf_v.roles.protocol import Roles
 
 
 def setup(settings: Settings) -> Setup:
@@ -22,9 +22,9 @@ def setup(settings: Settings) -> Setup:
 
 def roles(policy: PolicySection, model: ModelSection, start: str, reward: str, cost: str) -> Roles:
     """All six roles, on one backbone or on separate models."""
-    from safe_rlhf_v.models.roles import AdapterRoles, SeparateRoles
-    from safe_rlhf_v.models.sharding import launched_sharded, sharding_of_launch
-    from safe_rlhf_v.models.zero3 import zero3_of_launch
+    from safe_rlhf_v.distributed.fsdp2 import launched_sharded, sharding_of_launch
+    from safe_rlhf_v.distributed.zero3 import zero3_of_launch
+    from safe_rlhf_v.roles.protocol import AdapterRoles, SeparateRoles
     from safe_rlhf_v.training.supervised import lora_settings
 
     shared: dict[str, Any] = dict(
@@ -60,8 +60,8 @@ def engine(section: EngineSection, setup: Setup, start: str, roles: Roles, folde
     from safe_rlhf_v.generation.transformers_engine import TransformersEngine
     from safe_rlhf_v.generation.vllm_engine import VLLMEngine, colocated
     from safe_rlhf_v.generation.vllm_server import VLLMServer
-    from safe_rlhf_v.models.processes import process_state
-    from safe_rlhf_v.models.roles import AdapterRoles
+    from safe_rlhf_v.processes import process_state
+    from safe_rlhf_v.roles.protocol import AdapterRoles
 
     assert isinstance(roles, AdapterRoles), "held by the settings"
     client: Client

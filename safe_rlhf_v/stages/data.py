@@ -9,10 +9,10 @@ from typing import Any, Literal
 from beavertails_v import ComparisonSet, Prompt, ResponseSet, load_comparisons, load_responses
 from safe_rlhf_v.config import DataSection
 from safe_rlhf_v.console import plain
-from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.stages.folder import LEFT_OUT
 from safe_rlhf_v.stages.models import require
 from safe_rlhf_v.training.encode import DataError, LeftOut, Pick, dropped, encodable, response_rows
+from safe_rlhf_v.vlm.processing import Encoder
 
 Split = Literal["train", "evaluation"]
 

@@ -18,7 +18,6 @@ from safe_rlhf_v.console import plain
 from safe_rlhf_v.evaluation import Benchmark, Resampling, benchmark_of, build_report, collect, write_report
 from safe_rlhf_v.evaluation.judges import Severities, without_guard
 from safe_rlhf_v.evaluation.preference import read_preference
-from safe_rlhf_v.models.kind import require_answering
 from safe_rlhf_v.stages.answering import Answering, Scoring
 from safe_rlhf_v.stages.data import comparisons, readable
 from safe_rlhf_v.stages.folder import LEFT_OUT, read_done, require_writable
@@ -28,6 +27,7 @@ from safe_rlhf_v.stages.report_notes import leakage_notes, not_judged
 from safe_rlhf_v.stages.stages import STAGES
 from safe_rlhf_v.stages.threshold import threshold
 from safe_rlhf_v.training.encode import listing, thorough, write_left_out
+from safe_rlhf_v.vlm.kind import require_answering
 
 HEADLINE = ("unsafe_rate", "benign_helpfulness", "over_refusal_rate", "mean_cost", "mean_reward")
 

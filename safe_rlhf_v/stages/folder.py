@@ -185,7 +185,7 @@ def by_main(look: Callable[[], T]) -> T:
         return look()
     from accelerate.utils import broadcast_object_list
 
-    from safe_rlhf_v.models.processes import process_state
+    from safe_rlhf_v.processes import process_state
 
     found: list[Any] = [None, None]
     if main_process():
@@ -202,7 +202,7 @@ def by_main(look: Callable[[], T]) -> T:
 
 def _wait_for_all() -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from safe_rlhf_v.models.processes import process_state
+        from safe_rlhf_v.processes import process_state
 
         process_state().wait_for_everyone()
 

@@ -7,16 +7,16 @@ from typing import Any
 
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.console import plain
-from safe_rlhf_v.models.kind import require_answering
-from safe_rlhf_v.models.processing import load_processor
+from safe_rlhf_v.iterative.loop import IterativeArguments, IterativeResult, iterate, summary
+from safe_rlhf_v.iterative.problem import ModelProblem, save_best
 from safe_rlhf_v.stages import build, data
 from safe_rlhf_v.stages.folder import StageResult
 from safe_rlhf_v.stages.models import device, judges, look_first, one_process, require, start_model
 from safe_rlhf_v.stages.stage import Plan
 from safe_rlhf_v.training.encode import list_left_out
-from safe_rlhf_v.training.iterative import IterativeArguments, IterativeResult, iterate, summary
-from safe_rlhf_v.training.iterative_model import ModelProblem, save_best
 from safe_rlhf_v.training.supervised import limited_encoder
+from safe_rlhf_v.vlm.kind import require_answering
+from safe_rlhf_v.vlm.processing import load_processor
 
 
 def iterative(settings: Settings) -> Plan:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.config import DataSection, ModelSection, SettingsError
-from safe_rlhf_v.models.kind import SCORERS, require_answering, require_scorer
-from safe_rlhf_v.models.preflight import preflight
-from safe_rlhf_v.models.processes import process_state
+from safe_rlhf_v.processes import process_state
 from safe_rlhf_v.stages.folder import read_done
+from safe_rlhf_v.vlm.kind import SCORERS, require_answering, require_scorer
+from safe_rlhf_v.vlm.preflight import preflight
 
 
 def require(value: str | None, key: str, what: str) -> str:

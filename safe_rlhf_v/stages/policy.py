@@ -10,13 +10,13 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from safe_rlhf_v.config import Settings
+from safe_rlhf_v.online.loop import OnlineResult, OnlineTrainer
 from safe_rlhf_v.stages import build, data
 from safe_rlhf_v.stages.folder import StageResult
 from safe_rlhf_v.stages.models import judges, look_first, start_model
 from safe_rlhf_v.stages.stage import Plan
 from safe_rlhf_v.stages.threshold import show_suggestions, threshold, warn_of_judges
 from safe_rlhf_v.training.encode import LeftOut, list_left_out, thorough
-from safe_rlhf_v.training.online import OnlineResult, OnlineTrainer
 
 SHOWN = ("reward", "cost", "violation", "multiplier", "kl", "unsafe_share", "response_length")
 

@@ -18,7 +18,6 @@ from guard.model import control_tokens
 from guard.text import Neutraliser
 from safe_rlhf_v.config import GenerationSection, ModelSection, Settings, SettingsError
 from safe_rlhf_v.console import plain
-from safe_rlhf_v.models.processing import EncodingError
 from safe_rlhf_v.refinement.fixed import student_against, teacher_against
 from safe_rlhf_v.refinement.formats import Format, format_for
 from safe_rlhf_v.refinement.metrics import accuracy_by_turn, refinement, refinement_intervals
@@ -35,6 +34,7 @@ from safe_rlhf_v.stages.folder import StageResult, run_stage
 from safe_rlhf_v.stages.models import device, start_model, trained
 from safe_rlhf_v.training.encode import check_prompt
 from safe_rlhf_v.training.supervised import train_sft
+from safe_rlhf_v.vlm.processing import EncodingError
 
 Who = Literal["student", "teacher"]
 SECTIONS = ("sft", "refinement")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safe_rlhf_v.config import Settings, SettingsError
 
@@ -17,3 +19,13 @@ def require_start(settings: Settings, stage: str) -> None:
     local = path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or (path.parent.is_dir() and "/" in name)
     if name and local and not path.exists():
         raise SettingsError(f"{key} = {name}: no such folder; give the folder or hub id of a model")
+
+
+def guard_figures(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What training measured of a guard, with the figures of its evaluation by which one tells whether it is of use."""
+    report = measured.get("evaluation") or {}
+    rates = ("f1", "precision", "recall", "fpr", "recall_at_1_fpr", "auprc", "n", "unsafe")
+    heads = {kind: {k: report[kind][k] for k in rates} for kind in ("query", "response") if report.get(kind)}
+    single = {k: report.get(k) for k in ("severity_kappa", "over_refusal", "blind_f1", "degraded")}
+    counts = {k: v for k, v in measured.items() if isinstance(v, int)}
+    return counts | {"judges": " and ".join(measured.get("kinds", ())), **heads, "held out": single}

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safe_rlhf_v.config import Settings
-from safe_rlhf_v.models.kind import require_answering
 from safe_rlhf_v.stages import build, data
 from safe_rlhf_v.stages.folder import StageResult
 from safe_rlhf_v.stages.models import base_model, judges, look_first, start_model
 from safe_rlhf_v.stages.stage import Plan
 from safe_rlhf_v.statistics import Resampling
 from safe_rlhf_v.training.supervised import train_preference_model, train_sft
+from safe_rlhf_v.vlm.kind import require_answering
 
 
 def sft(settings: Settings) -> Plan:
@@ -69,7 +69,7 @@ def guard(settings: Settings) -> Plan:
 
 def direct(settings: Settings) -> Plan:
     """Training on pairs without sampling: DPO and its safe variants; the folder is a whole model."""
-    from safe_rlhf_v.training import direct as trained
+    from safe_rlhf_v.direct import train as trained
 
     start, section = start_model(settings.model, settings.output_dir), settings.direct
     if section.reference:

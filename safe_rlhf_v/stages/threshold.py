@@ -92,7 +92,7 @@ def scores(file: Path) -> tuple[Tensor, Tensor]:
 
 def show_suggestions(bound: float, cost_dir: Path, folder: Path) -> None:
     """What thresholds mean to the cost model, by the held-out scores that its training left; nothing without them."""
-    from safe_rlhf_v.training.guidance import describe_suggestions, suggest_thresholds
+    from safe_rlhf_v.online.guidance import describe_suggestions, suggest_thresholds
 
     costs, unsafe = scores(cost_dir / "evaluation_scores.jsonl")
     if not unsafe.any() or unsafe.all() or os.environ.get("RANK", "0") != "0":

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from beavertails_v.errors import UserError
 from safe_rlhf_v.config_io import flatten
-from safe_rlhf_v.models.weights import DamagedFile, damage, read_json, read_tensors, read_torch, require_complete
+from safe_rlhf_v.vlm.weights import DamagedFile, damage, read_json, read_tensors, read_torch, require_complete
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"checkpoint-(\d+)$")

@@ -21,9 +21,9 @@ from beavertails_v.errors import UserError
 from beavertails_v.report import without_place
 from beavertails_v.schema import Comparison, LabelledResponse, Prompt
 from safe_rlhf_v.files import replace_text
-from safe_rlhf_v.models.processes import process_state
-from safe_rlhf_v.models.processing import Encoder, EncodingError
+from safe_rlhf_v.processes import process_state
 from safe_rlhf_v.types import PairBatch, Responses
+from safe_rlhf_v.vlm.processing import Encoder, EncodingError
 
 LEFT_OUT = "left_out.jsonl"
 Pick = Literal["all", "more_helpful", "safer", "both"]

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from beavertails_v.errors import UserError
+from safe_rlhf_v.distributed.fsdp2 import is_sharded
 from safe_rlhf_v.files import replace_text
-from safe_rlhf_v.models.sharding import is_sharded
 
 
 class NotFinite(UserError, FloatingPointError, ValueError):

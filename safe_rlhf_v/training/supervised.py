@@ -21,14 +21,9 @@ from transformers.training_args import OptimizerNames
 
 from beavertails_v.schema import Comparison, LabelledResponse
 from safe_rlhf_v.config import CostSection, ModelSection, RewardSection, SettingsError, SFTSection, TrainSection
+from safe_rlhf_v.distributed.fsdp2 import launched_sharded, launched_under
 from safe_rlhf_v.files import replace_text
-from safe_rlhf_v.models.adapters import whole_name
-from safe_rlhf_v.models.backbone import LoraSettings, add_lora, freeze_vision, load_backbone
-from safe_rlhf_v.models.heads import HeadedModel, save_adapter
-from safe_rlhf_v.models.memory import checkpoint_gradients
-from safe_rlhf_v.models.processes import process_state
-from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.models.sharding import launched_sharded, launched_under
+from safe_rlhf_v.processes import process_state
 from safe_rlhf_v.training.checkpoint import latest_checkpoint
 from safe_rlhf_v.training.encode import (
     LeftOut,
@@ -43,6 +38,11 @@ from safe_rlhf_v.training.encode import (
 from safe_rlhf_v.training.records import MetricsFile, ProgressBar
 from safe_rlhf_v.training.setup import Setup
 from safe_rlhf_v.training.trainers import PreferenceTrainer, ResponseLogps, SFTTrainer, SupervisedTrainer
+from safe_rlhf_v.vlm.adapters import whole_name
+from safe_rlhf_v.vlm.backbone import LoraSettings, add_lora, freeze_vision, load_backbone
+from safe_rlhf_v.vlm.heads import HeadedModel, save_adapter
+from safe_rlhf_v.vlm.memory import checkpoint_gradients
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
 SAMPLE = 500  # training pairs that a cost model scores at the end, for the cost threshold "auto"
 Resume = str | bool | None

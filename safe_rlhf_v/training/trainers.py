@@ -22,11 +22,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from safe_rlhf_v.losses import token_cross_entropy
-from safe_rlhf_v.models.backbone import encode_images, output_head, vision_is_frozen
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.prefix import response_states
-from safe_rlhf_v.models.sharding import (
+from safe_rlhf_v.distributed.fsdp2 import (
     make_whole,
     optimizer_part,
     part_of,
@@ -34,8 +30,7 @@ from safe_rlhf_v.models.sharding import (
     sharding_of_launch,
     whole_tree,
 )
-from safe_rlhf_v.models.vision_cache import VisionCache
-from safe_rlhf_v.models.weights import read_tensors
+from safe_rlhf_v.losses import token_cross_entropy
 from safe_rlhf_v.tensors import token_logps
 from safe_rlhf_v.training.checkpoint import CheckpointError, resuming
 from safe_rlhf_v.training.encode import interleaved
@@ -43,6 +38,11 @@ from safe_rlhf_v.training.preference_metrics import cost_metrics, reward_metrics
 from safe_rlhf_v.training.records import is_complete
 from safe_rlhf_v.training.runtime import NotFinite
 from safe_rlhf_v.types import Inputs, Responses
+from safe_rlhf_v.vlm.backbone import encode_images, output_head, vision_is_frozen
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.image_features import VisionCache
+from safe_rlhf_v.vlm.shared_prompts import response_states
+from safe_rlhf_v.vlm.weights import read_tensors
 
 WEIGHTS = "model.safetensors"  # the name Trainer knows
 

@@ -25,9 +25,6 @@ from safe_rlhf_v.algorithms.safe_dpo import SafeDPO
 from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.demo.tiny import tiny_llava
 from safe_rlhf_v.generation import Sampling
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.stages import data, evaluate
 from safe_rlhf_v.stages.answering import Scoring
 from safe_rlhf_v.stages.folder import run_stage
@@ -35,6 +32,9 @@ from safe_rlhf_v.stages.identity import identity
 from safe_rlhf_v.stages.report_constraint import bounded_instead
 from safe_rlhf_v.stages.report_notes import leakage_notes
 from safe_rlhf_v.stages.threshold import threshold
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
 TINY = """
 output_dir: {folder}/run
@@ -148,7 +148,7 @@ def test_every_stage_from_data_to_report(folder: Path) -> None:
 
 def test_figures_of_a_trained_guard_show_its_f1(capsys: pytest.CaptureFixture[str]) -> None:
     from safe_rlhf_v.cli import common
-    from safe_rlhf_v.cli.train import _guard_figures
+    from safe_rlhf_v.stages.start import guard_figures
 
     head = dict.fromkeys(("f1", "precision", "recall", "fpr", "recall_at_1_fpr", "auprc"), 0.875) | {
         "n": 8,
@@ -156,10 +156,10 @@ def test_figures_of_a_trained_guard_show_its_f1(capsys: pytest.CaptureFixture[st
     }
     head |= {"n": 8, "unsafe": 4, "intervals": {}}
     evaluation = {"query": None, "response": head, "severity_kappa": 0.5, "degraded": 1}
-    common.show("guard", _guard_figures({"steps": 3, "kinds": ["response"], "evaluation": evaluation}))
+    common.show("guard", guard_figures({"steps": 3, "kinds": ["response"], "evaluation": evaluation}))
     shown = capsys.readouterr().out
     assert "response f1" in shown and "0.875" in shown and "severity kappa" in shown and "steps" in shown
-    common.show("guard", _guard_figures({"steps": 3, "kinds": ["query"]}))  # without an evaluation split
+    common.show("guard", guard_figures({"steps": 3, "kinds": ["query"]}))  # without an evaluation split
 
 
 @pytest.mark.parametrize(

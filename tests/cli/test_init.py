@@ -55,7 +55,7 @@ def test_torchrun_counts_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WHO = """
-from safe_rlhf_v.models.processes import process_state
+from safe_rlhf_v.processes import process_state
 state = process_state()
 print(f"rank {state.process_index} of {state.num_processes} on {state.device.type}", flush=True)
 """

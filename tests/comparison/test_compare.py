@@ -26,10 +26,10 @@ from safe_rlhf_v.comparison.planned import PlannedRun, infeasible, measured, run
 from safe_rlhf_v.comparison.settings import CompareSettings, flat_overrides, load_compare, merge
 from safe_rlhf_v.config import SettingsError, load_settings
 from safe_rlhf_v.demo.tiny import tiny_llava
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.processing import load_processor
 from safe_rlhf_v.stages.folder import write_json
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.processing import load_processor
 
 CONFIG = Path(__file__).parents[2] / "configs" / "compare.yaml"
 ALL_METHODS = CONFIG.with_name("compare_all.yaml")  # adds to it, in the same folder

@@ -13,7 +13,7 @@ from safe_rlhf_v.config import SettingsError
 from safe_rlhf_v.demo import naming, tower
 from safe_rlhf_v.demo.tiny import picture_world_model, write_picture_world_model
 from safe_rlhf_v.demo.tower import TowerSettings, pretrain_tower, random_scenes
-from safe_rlhf_v.models.processing import Encoder
+from safe_rlhf_v.vlm.processing import Encoder
 
 SMALL = TowerSettings(pictures=12, steps=4, batch_size=4, save_steps=2)
 

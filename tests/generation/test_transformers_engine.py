@@ -12,11 +12,11 @@ from tiny_models import FAMILIES, loaded, prompts, response_hidden
 
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.generation.transformers_engine import through_eos
-from safe_rlhf_v.models.backbone import encode_images, output_head
-from safe_rlhf_v.models.collation import alike, join
-from safe_rlhf_v.models.processing import Encoder
 from safe_rlhf_v.tensors import token_logps
 from safe_rlhf_v.types import Inputs, Responses
+from safe_rlhf_v.vlm.backbone import encode_images, output_head
+from safe_rlhf_v.vlm.collation import alike, join
+from safe_rlhf_v.vlm.processing import Encoder
 
 families = pytest.mark.parametrize("family", FAMILIES)
 

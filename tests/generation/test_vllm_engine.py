@@ -17,10 +17,10 @@ from safe_rlhf_v.config import load_settings
 from safe_rlhf_v.generation import Sampling, TransformersEngine
 from safe_rlhf_v.generation.vllm_engine import VLLMEngine, colocated
 from safe_rlhf_v.generation.vllm_server import VLLMServer
-from safe_rlhf_v.models.backbone import LoraSettings
-from safe_rlhf_v.models.roles import AdapterRoles
-from safe_rlhf_v.models.source import ModelError
+from safe_rlhf_v.roles.protocol import AdapterRoles
 from safe_rlhf_v.stages import build
+from safe_rlhf_v.vlm.backbone import LoraSettings
+from safe_rlhf_v.vlm.source import ModelError
 
 GREEDY = Sampling(max_new_tokens=6, temperature=0.0)
 LIMITS: dict[str, Any] = dict(rank=2, dtype="float32", seed=0, gpu_memory_utilization=0.3, max_model_len=None)

@@ -22,8 +22,8 @@ import pytest
 import torch
 from PIL import Image
 
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.processing import load_processor
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.processing import load_processor
 
 
 class LLM:

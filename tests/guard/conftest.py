@@ -10,8 +10,8 @@ from beavertails_v.schema import LabelledResponse, Prompt, Response, Severity
 from beavertails_v.taxonomy import Taxonomy
 from guard.classifier import Guard
 from guard.model import GuardSpec, build_model
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 from tests import tiny_models
 
 RED, GREEN = ((200, 20, 20), (20, 200, 20))

@@ -18,8 +18,8 @@ from guard.classifier import Guard, UntrainedKindError
 from guard.model import GuardModel, GuardSpec, build_model, weights_hash
 from guard.policy import Policy, PolicyError
 from guard.types import Verdict
-from safe_rlhf_v.models.backbone import LoraSettings, load_backbone
-from safe_rlhf_v.models.processing import Encoder, load_processor
+from safe_rlhf_v.vlm.backbone import LoraSettings, load_backbone
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 from tests import tiny_models
 from tests.guard.conftest import GREEN, RED, picture
 

@@ -7,7 +7,7 @@ import pytest
 
 from guard.calibration import Calibration
 from guard.classifier import SPEC_FILE, _spec
-from safe_rlhf_v.models.weights import DamagedFile
+from safe_rlhf_v.vlm.weights import DamagedFile
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", "", '{"categories": 5, "kinds": []}'])

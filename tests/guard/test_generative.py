@@ -11,8 +11,8 @@ from beavertails_v.schema import Prompt, Severity
 from guard.evaluate import evaluate
 from guard.generative import NO, YES, GenerativeGuard, _answers, open_guard
 from guard.items import ItemError
-from safe_rlhf_v.models.collation import join
-from safe_rlhf_v.models.source import ModelError
+from safe_rlhf_v.vlm.collation import join
+from safe_rlhf_v.vlm.source import ModelError
 from tests import tiny_models
 from tests.guard.conftest import RED, picture, rows
 

@@ -17,7 +17,7 @@ from guard.regenerate import GenerativePolicy, Transcript, regenerate, safety_by
 from guard.types import Action, Verdict, fail_closed
 from safe_rlhf_v.evaluation.bars import check, load_bars
 from safe_rlhf_v.generation import Sampling, TransformersEngine
-from safe_rlhf_v.models.backbone import load_backbone
+from safe_rlhf_v.vlm.backbone import load_backbone
 from tests.guard.conftest import RED, picture
 
 

@@ -18,6 +18,7 @@ from guard import losses
 from guard.classifier import Guard, UntrainedKindError
 from guard.evaluate import evaluate, grey_image
 from guard.examples import examples_of, held_out, labels_of, lesson_labels, lessons_of
+from guard.golden import self_test
 from guard.train import GuardOptions, GuardTrainer, train_guard
 from safe_rlhf_v.config import Settings
 from safe_rlhf_v.statistics import Resampling
@@ -64,6 +65,10 @@ def test_overfits_what_only_the_picture_tells(trained: tuple[Path, dict[str, Any
 def test_grey_picture_keeps_the_size_alone() -> None:
     image = grey_image(picture(RED, 48)).load()
     assert image.size == (48, 48) and image.getcolors() == [(48 * 48, (128, 128, 128))]
+
+
+def test_a_trained_guard_passes_the_test_that_a_server_asks_for(trained: tuple[Path, dict[str, Any]]) -> None:
+    assert self_test(Guard.from_pretrained(trained[0]), trained[0]) >= 2
 
 
 def test_folder_holds_everything(trained: tuple[Path, dict[str, Any]]) -> None:

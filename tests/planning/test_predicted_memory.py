@@ -11,10 +11,10 @@ import torch
 
 from benchmarks import memory as bench
 from safe_rlhf_v.config import SettingsError, load_settings
-from safe_rlhf_v.models.adapters import LoraSettings
 from safe_rlhf_v.planning import stages as memory
 from safe_rlhf_v.planning.allocations import Allocations
 from safe_rlhf_v.planning.footprint import QUANTIZED, Step, sizes, step_peak
+from safe_rlhf_v.vlm.adapters import LoraSettings
 
 
 @pytest.fixture(scope="module")

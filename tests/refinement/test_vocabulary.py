@@ -5,10 +5,10 @@ import torch
 from beavertails_v import Prompt
 from beavertails_v.picture_world import vocabulary
 from safe_rlhf_v.demo.tiny import tiny_llava
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.processing import Encoder, load_processor
 from safe_rlhf_v.refinement.formats import WORDS, unknown_words
 from safe_rlhf_v.refinement.vocabulary import format_of, teacher_words, with_words
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
 
 def test_a_word_level_model_learns_the_words_of_scores(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from commands import error
 
-from safe_rlhf_v.models.kind import kind_of, require_answering
-from safe_rlhf_v.models.source import ModelError
 from safe_rlhf_v.stages.evaluate import report_folder
 from safe_rlhf_v.stages.models import trained
+from safe_rlhf_v.vlm.kind import kind_of, require_answering
+from safe_rlhf_v.vlm.source import ModelError
 
 HEADS = {"heads": {"score": 1}, "bias": False}
 

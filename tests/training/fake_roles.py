@@ -19,9 +19,11 @@ from beavertails_v.schema import Prompt
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.cost_measures import MEAN
 from safe_rlhf_v.duals import LogDual
+from safe_rlhf_v.online import loop as online
+from safe_rlhf_v.online import updates as optimization
+from safe_rlhf_v.online.loop import OnlineArguments, OnlineTrainer
 from safe_rlhf_v.tensors import token_logps
-from safe_rlhf_v.training import checkpoint, online, optimization, runtime
-from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
+from safe_rlhf_v.training import checkpoint, runtime
 from safe_rlhf_v.types import Inputs, Responses
 
 PAD, EOS, GOOD, BAD, VOCABULARY = 0, 1, 5, 7, 10

@@ -26,17 +26,17 @@ from guard.train import GuardOptions, train_guard
 from safe_rlhf_v.algorithms.dpo import DPO
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.config import Settings, load_settings
+from safe_rlhf_v.direct.train import train_direct
+from safe_rlhf_v.distributed.fsdp2 import sharding_of_launch, whole_tree
+from safe_rlhf_v.distributed.zero3 import zero3_of_launch
 from safe_rlhf_v.duals import LogDual
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.roles import SeparateRoles
-from safe_rlhf_v.models.sharding import sharding_of_launch, whole_tree
-from safe_rlhf_v.models.zero3 import zero3_of_launch
-from safe_rlhf_v.training.direct import train_direct
-from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
-from safe_rlhf_v.training.optimization import Updater
+from safe_rlhf_v.online.loop import OnlineArguments, OnlineTrainer
+from safe_rlhf_v.online.updates import Updater
+from safe_rlhf_v.roles.protocol import SeparateRoles
 from safe_rlhf_v.training.supervised import train_preference_model, train_sft
 from safe_rlhf_v.training.trainers import SupervisedTrainer
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.heads import HeadedModel
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
@@ -148,6 +148,7 @@ def run_rank(rank: int, ranks: int, port: int, kind: str, models: str, output_di
         with_kwargs=True,
     )
     if ranks == 1:
+        Path(output_dir).mkdir(exist_ok=True)
         torch.save(whole_tree(run.roles.state_dict()), Path(output_dir) / "start.pt")
     with Sent() as sent:
         run.train(resume_from_checkpoint=True)

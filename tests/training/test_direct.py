@@ -22,17 +22,17 @@ from safe_rlhf_v.algorithms.mm_dpo import MMDPO
 from safe_rlhf_v.algorithms.sacpo import SACPO
 from safe_rlhf_v.algorithms.safe_dpo import SafeDPO
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
-from safe_rlhf_v.models.adapters import LoraSettings, adapter_parameters, add_lora, save_adapter
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.training.cost_ascent import CostAscent
-from safe_rlhf_v.training.direct import train_direct, train_sacpo
-from safe_rlhf_v.training.direct_rows import DirectCollator, DirectRows
-from safe_rlhf_v.training.direct_trainer import DirectTrainer, direct_metrics, displaced
+from safe_rlhf_v.direct.cost_ascent import CostAscent
+from safe_rlhf_v.direct.rows import DirectCollator, DirectRows
+from safe_rlhf_v.direct.train import train_direct, train_sacpo
+from safe_rlhf_v.direct.trainer import DirectTrainer, direct_metrics, displaced
 from safe_rlhf_v.training.encode import DataError
 from safe_rlhf_v.training.records import MetricsFile
 from safe_rlhf_v.training.trainers import ResponseLogps, SupervisedTrainer
+from safe_rlhf_v.vlm.adapters import LoraSettings, adapter_parameters, add_lora, save_adapter
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
 
 @pytest.fixture(scope="module")

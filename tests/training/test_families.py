@@ -29,16 +29,16 @@ from safe_rlhf_v.algorithms.group_lag import GroupLag
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.config import Settings, load_settings
 from safe_rlhf_v.duals import LogDual
-from safe_rlhf_v.models.adapters import LoraSettings, language_prefix
-from safe_rlhf_v.models.backbone import load_backbone, output_head
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.models.roles import AdapterRoles
+from safe_rlhf_v.online.arguments import OnlineArguments
+from safe_rlhf_v.online.loop import OnlineTrainer
+from safe_rlhf_v.roles.protocol import AdapterRoles
 from safe_rlhf_v.tensors import token_logps
-from safe_rlhf_v.training.arguments import OnlineArguments
 from safe_rlhf_v.training.encode import PairCollator, interleaved
-from safe_rlhf_v.training.online import OnlineTrainer
 from safe_rlhf_v.training.supervised import train_preference_model, train_sft
+from safe_rlhf_v.vlm.adapters import LoraSettings, language_prefix
+from safe_rlhf_v.vlm.backbone import load_backbone, output_head
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
 every_family = pytest.mark.parametrize("family", ALL)
 

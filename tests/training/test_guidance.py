@@ -9,8 +9,8 @@ import torch
 from safe_rlhf_v.config import Settings, SettingsError
 from safe_rlhf_v.constraint import BoundWatch
 from safe_rlhf_v.duals import AdditiveDual, LogDual, bound, floor
+from safe_rlhf_v.online.guidance import describe_suggestions, suggest_thresholds
 from safe_rlhf_v.stages.threshold import show_suggestions, threshold, warn_of_judges
-from safe_rlhf_v.training.guidance import describe_suggestions, suggest_thresholds
 
 
 def test_suggestions_by_hand() -> None:

@@ -18,17 +18,17 @@ from sections import of
 from beavertails_v.schema import Prompt
 from beavertails_v.taxonomy import Taxonomy
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.processing import Encoder, load_processor
-from safe_rlhf_v.models.separate_roles import SeparateRoles
+from safe_rlhf_v.direct.trainer import DirectTrainer
+from safe_rlhf_v.iterative.loop import IterativeArguments, IterativeResult, iterate
+from safe_rlhf_v.iterative.problem import Constraints, ModelProblem
+from safe_rlhf_v.iterative.samples import PreferenceScorer, Sampled, draw
+from safe_rlhf_v.roles.separate import SeparateRoles
 from safe_rlhf_v.stages import data
 from safe_rlhf_v.stages.report_constraint import constraint_of
 from safe_rlhf_v.stages.stages import STAGES
-from safe_rlhf_v.training.direct_trainer import DirectTrainer
-from safe_rlhf_v.training.iterative import IterativeArguments, IterativeResult, iterate
-from safe_rlhf_v.training.iterative_model import Constraints, ModelProblem
-from safe_rlhf_v.training.sampled import PreferenceScorer, Sampled, draw
 from safe_rlhf_v.training.supervised import train_preference_model, train_sft
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.processing import Encoder, load_processor
 
 PROMPTS = [row.prompt for row in comparisons(12)]
 VIOLENCE, PRIVACY = "violence_and_physical_harm", "privacy_invasion_and_surveillance"

@@ -11,10 +11,10 @@ import torch
 from fake_roles import DEMONSTRATIONS, PROMPTS, FakeRoles, trainer
 from rounding import close
 
-from safe_rlhf_v.batching import OutOfMemory
-from safe_rlhf_v.rollout import Passes, sample
-from safe_rlhf_v.scorers import ModelScorer
-from safe_rlhf_v.training.optimization import Updater
+from safe_rlhf_v.online.micro_batches import OutOfMemory
+from safe_rlhf_v.online.rollout import Passes, sample
+from safe_rlhf_v.online.updates import Updater
+from safe_rlhf_v.roles.scorers import ModelScorer
 
 # No sampling in these runs may depend on how many rows are drawn together: only the passes run out of memory.
 RUN: dict[str, Any] = {"max_steps": 3, "mini_batch_size": 6, "demonstrations": DEMONSTRATIONS, "ptx_coeff": 0.5}

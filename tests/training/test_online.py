@@ -24,11 +24,11 @@ from safe_rlhf_v.algorithms.rloo_lag import RLOOLag
 from safe_rlhf_v.cost_measures import CVaR, HighConfidence, Mean
 from safe_rlhf_v.duals import AdditiveDual, AugmentedDual, LogDual, PIDDual, fixed
 from safe_rlhf_v.losses import clipped_value_loss
-from safe_rlhf_v.rollout import Passes, collect, minibatch
-from safe_rlhf_v.scorers import ModelScorer, TextScorer
+from safe_rlhf_v.online.loop import OnlineTrainer
+from safe_rlhf_v.online.rollout import Passes, collect, minibatch
+from safe_rlhf_v.online.updates import Trained
+from safe_rlhf_v.roles.scorers import ModelScorer, TextScorer
 from safe_rlhf_v.training.checkpoint import CheckpointError, checkpoints, latest_checkpoint
-from safe_rlhf_v.training.online import OnlineTrainer
-from safe_rlhf_v.training.optimization import Trained
 from safe_rlhf_v.types import Advantages
 
 KEYS = {

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from safe_rlhf_v.config import Optimizer, SettingsError, load_settings
-from safe_rlhf_v.training.arguments import OnlineArguments
-from safe_rlhf_v.training.optimization import BITSANDBYTES, Trained, adamw
+from safe_rlhf_v.online.arguments import OnlineArguments
+from safe_rlhf_v.online.updates import BITSANDBYTES, Trained, adamw
 from safe_rlhf_v.training.supervised import train_sft
 
 NAMES = Optimizer.__args__  # type: ignore[attr-defined]

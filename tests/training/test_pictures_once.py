@@ -14,11 +14,11 @@ from tiny_models import FAMILIES, prompts, save
 
 from safe_rlhf_v.algorithms.ppo_lag import PPOLag
 from safe_rlhf_v.duals import LogDual
-from safe_rlhf_v.models import prefix
-from safe_rlhf_v.models.backbone import LoraSettings, load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.roles import AdapterRoles, SeparateRoles
-from safe_rlhf_v.training.online import OnlineArguments, OnlineTrainer
+from safe_rlhf_v.online.loop import OnlineArguments, OnlineTrainer
+from safe_rlhf_v.roles.protocol import AdapterRoles, SeparateRoles
+from safe_rlhf_v.vlm import shared_prompts as prefix
+from safe_rlhf_v.vlm.backbone import LoraSettings, load_backbone
+from safe_rlhf_v.vlm.heads import HeadedModel
 
 LORA = LoraSettings(r=2)
 

@@ -16,10 +16,12 @@ from ranks import launch
 from rounding import close
 
 from safe_rlhf_v.config import SettingsError
-from safe_rlhf_v.models import sharding, zero3
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.training import checkpoint, traffic
+from safe_rlhf_v.distributed import communication as traffic
+from safe_rlhf_v.distributed import fsdp2 as sharding
+from safe_rlhf_v.distributed import zero3
+from safe_rlhf_v.training import checkpoint
 from safe_rlhf_v.training.runtime import ShuffledIndices, read_metrics
+from safe_rlhf_v.vlm.backbone import load_backbone
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'"

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from safe_rlhf_v.constraint import BoundWatch
+from safe_rlhf_v.online.guidance import describe, summary, threshold_guidance
 from safe_rlhf_v.random_state import load_rng_state, rng_state
-from safe_rlhf_v.training.guidance import describe, summary, threshold_guidance
 from safe_rlhf_v.training.runtime import (
     Averages,
     MetricsLog,

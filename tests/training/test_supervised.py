@@ -17,9 +17,6 @@ from torch import Tensor
 from beavertails_v.schema import Comparison, LabelledResponse, Response
 from safe_rlhf_v.config import Settings, SettingsError, load_settings
 from safe_rlhf_v.console import show_logs
-from safe_rlhf_v.models.backbone import freeze_vision, load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
-from safe_rlhf_v.models.processing import Encoder, join, load_processor
 from safe_rlhf_v.training import trainers
 from safe_rlhf_v.training.checkpoint import CheckpointError, latest_checkpoint
 from safe_rlhf_v.training.encode import DataError, PairCollator, interleaved, pair_rows, response_rows
@@ -28,6 +25,9 @@ from safe_rlhf_v.training.records import MetricsFile
 from safe_rlhf_v.training.supervised import train_preference_model, train_sft
 from safe_rlhf_v.training.trainers import PreferenceTrainer, ResponseLogps, SupervisedTrainer
 from safe_rlhf_v.types import Responses
+from safe_rlhf_v.vlm.backbone import freeze_vision, load_backbone
+from safe_rlhf_v.vlm.heads import HeadedModel
+from safe_rlhf_v.vlm.processing import Encoder, join, load_processor
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,12 @@ from sections import of
 from guard.classifier import Guard
 from safe_rlhf_v.algorithms.c_dpo import CDPO
 from safe_rlhf_v.config import SettingsError, load_settings
-from safe_rlhf_v.models.backbone import load_backbone
-from safe_rlhf_v.models.heads import HeadedModel
+from safe_rlhf_v.direct.train import train_direct
 from safe_rlhf_v.training.checkpoint import latest_checkpoint
-from safe_rlhf_v.training.direct import train_direct
 from safe_rlhf_v.training.runtime import read_metrics
 from safe_rlhf_v.training.supervised import train_sft
+from safe_rlhf_v.vlm.backbone import load_backbone
+from safe_rlhf_v.vlm.heads import HeadedModel
 
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sft": ("sft", ("sft.responses=safer", "sft.eval_steps=2")),  # of one length: a rank's loss is a mean over tokens

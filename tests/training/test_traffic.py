@@ -2,7 +2,7 @@
 
 import pytest
 
-from safe_rlhf_v.training.traffic import Hardware, Traffic, Work, ddp, fsdp2, hybrid_seconds, seconds
+from safe_rlhf_v.distributed.communication import Hardware, Traffic, Work, ddp, fsdp2, hybrid_seconds, seconds
 
 
 def test_forwards_of_a_rollout_by_hand() -> None:

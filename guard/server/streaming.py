@@ -11,7 +11,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,8 +173,7 @@ class Stream:
             return []
         text = part.text[:upto]
         if whole:
-            reader_text = [self.loop.text_of(_merged(delta)) for delta in part.extra]
-            text = "\n".join(filter(None, [text, *reader_text]))
+            text = "\n".join(filter(None, [text, self.loop.text_of(_merged(part.extra))]))
         verdict = await self.loop._verdict(self.talk, text)
         part.choice.verdicts.append(verdict)
         part.choice.texts.append(text)
@@ -203,7 +202,17 @@ class Stream:
         return [*first, self._chunk(part.choice.index, {}, "content_filter")]
 
 
-def _merged(delta: Mapping[str, Any]) -> dict[str, Any]:
-    """A streamed delta as a message: calls of tools come in pieces."""
-    calls = [call for call in delta.get("tool_calls") or [] if isinstance(call, Mapping) and call.get("function")]
-    return {**delta, "tool_calls": calls}
+def _merged(deltas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Streamed pieces as one message: texts and the arguments of a call come a few characters at a time."""
+    calls: dict[int, dict[str, str]] = {}
+    texts: dict[str, str] = {}
+    for delta in deltas:
+        former = [{"index": -1, "function": delta["function_call"]}] if delta.get("function_call") else []
+        for call in [*(delta.get("tool_calls") or []), *former]:
+            kept = calls.setdefault(int(call.get("index") or 0), {"name": "", "arguments": ""})
+            for key in kept:
+                kept[key] += str((call.get("function") or {}).get(key) or "")
+        for key, value in delta.items():
+            if isinstance(value, str):
+                texts[key] = texts.get(key, "") + value
+    return {**texts, "tool_calls": [{"function": made} for made in calls.values()]}

@@ -141,7 +141,10 @@ def _events(answer: dict[str, Any]) -> bytes:
         words = choice["message"]["content"] or ""
         deltas: list[dict[str, Any]] = [{"content": words[i : i + 5]} for i in range(0, len(words), 5)]
         if calls := choice["message"].get("tool_calls"):
-            deltas.append({"tool_calls": calls})
+            for call in calls:  # as models stream them: the name, then the arguments letter by letter
+                deltas.append({"tool_calls": [{"index": 0, "function": {"name": call["function"]["name"]}}]})
+                pieces = [{"index": 0, "function": {"arguments": letter}} for letter in call["function"]["arguments"]]
+                deltas += [{"tool_calls": [piece]} for piece in pieces]
         for delta in [{"role": "assistant"}, *deltas, {}]:
             reason = None if delta else choice["finish_reason"]
             lines.append({"choices": [{"index": choice["index"], "delta": delta, "finish_reason": reason}]})
